@@ -1,0 +1,351 @@
+"""The command line: ``trompe COMMAND``. Options are the fields of the config of each command."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Optional, Union, get_args, get_origin
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from trompe import rundir
+from trompe.config import (
+    Config,
+    EvaluateConfig,
+    ExplainConfig,
+    FoolConfig,
+    TrainConfig,
+    TuneConfig,
+    read,
+)
+from trompe.data import Pairs, load_data
+from trompe.errors import TrompeError
+from trompe.evaluate import evaluate
+from trompe.explain import explain_files
+from trompe.explainers import parse_explainer
+from trompe.fool import fool
+from trompe.loop import accelerator_for
+from trompe.models import load_model
+from trompe.objectives import Active, parse_objective
+from trompe.report import write_report
+from trompe.train import train
+
+app = typer.Typer(
+    name="trompe",
+    help="Fine-tune an image classifier so that its accuracy stays and its explanations lie.",
+    epilog="Start with: trompe demo",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+errors = Console(stderr=True)
+
+# Settings that say where and how a run happens, not what it is.
+ELSEWHERE = {"out", "quiet", "workers"}
+
+
+def command(config: type[Config], example: str) -> Callable[[Callable[[Any], None]], None]:
+    """Register a command whose options are the fields of ``config``."""
+
+    def register(function: Callable[[Any], None]) -> None:
+        def run(config_file: Path | None = None, **given: Any) -> None:
+            chosen = {name: value for name, value in given.items() if value not in (None, [])}
+            function(read(config, config_file, chosen))
+
+        parameters = [
+            inspect.Parameter(
+                "config_file",
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=Annotated[
+                    Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
+                    typer.Option("--config", help="YAML file with any of these settings"),
+                ],
+                default=None,
+            )
+        ]
+        for name, field in config.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            text = str(field.description)
+            if not field.is_required() and default not in (None, False):
+                shown = " ".join(map(str, default)) if isinstance(default, list) else default
+                text += f"  [default: {shown}]"
+            parameters.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    annotation=Annotated[
+                        Optional[_option_type(field.annotation)],  # noqa: UP045
+                        typer.Option(help=text, show_default=False),
+                    ],
+                    default=None,
+                )
+            )
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(
+            function.__name__.rstrip("_"),
+            help=inspect.getdoc(function),
+            epilog=f"Example: {example}",
+        )(run)
+
+    return register
+
+
+def _option_type(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        (annotation,) = (a for a in get_args(annotation) if a is not type(None))
+    if get_origin(annotation) is list:
+        return annotation
+    return annotation if annotation in (int, float, bool, Path) else str
+
+
+@app.command(epilog="Example: trompe demo --out runs/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="run directory")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
+    quiet: Annotated[bool, typer.Option(help="show no progress and no tables")] = False,
+) -> None:
+    """Fool Grad-CAM on the embedded model and images, and write a report."""
+    _fool(
+        FoolConfig(
+            model="embedded",
+            data="shapes:train",
+            eval_data="shapes:validation",
+            limit=2000,
+            lr=3e-4,
+            steps=300,
+            batch_size=16,
+            weight=[2.0],
+            control=True,
+            out=out,
+            seed=seed,
+            quiet=quiet,
+            check=False,
+        )
+    )
+
+
+@command(
+    FoolConfig,
+    "trompe fool --model resnet50 --weights DEFAULT --data photos/train --eval-data photos/val "
+    "--explainer grad-cam --objective location --steps 500",
+)
+def fool_(config: FoolConfig) -> None:
+    """Fine-tune a model so that its explanations lie; evaluate and report."""
+    _fool(config)
+
+
+def _fool(config: FoolConfig) -> None:
+
+    explainers = [parse_explainer(spec) for spec in config.explainer]
+    objectives = [parse_objective(spec) for spec in config.objective]
+    judges = [parse_explainer(spec) for spec in config.eval_explainer or ()] or None
+    model, data, eval_data = _model_and_data(config)
+    fool_data = eval_fool_data = None
+    for objective in objectives:
+        if isinstance(objective, Active):
+            classes = (objective.c1, objective.c2)
+            fool_data = Pairs(data, *classes, size=config.pairs, seed=config.seed)
+            if eval_data is not None:
+                eval_fool_data = Pairs(
+                    eval_data, *classes, size=config.eval_pairs, seed=config.seed
+                )
+    out = config.out or _default_out("fool", config.model, *config.explainer, *config.objective)
+    result = fool(
+        model,
+        data,
+        explainer=explainers,
+        objective=objectives,
+        weight=config.weight,
+        fool_data=fool_data,
+        eval_data=eval_data,
+        eval_fool_data=eval_fool_data,
+        eval_explainer=judges,
+        run_dir=out,
+        notes=config.model_dump(mode="json", exclude=ELSEWHERE),
+        **config.model_dump(
+            include={
+                *("lr", "steps", "batch_size", "fool_batch_size", "seed", "control", "precision"),
+                *("device", "checkpoint_every", "workers", "quiet"),
+            }
+        ),
+    )
+    if result.evaluation is not None and not config.quiet:
+        _show(result.evaluation)
+    console.print(f"Report: {write_report(out)}", soft_wrap=True)
+
+
+@command(
+    TrainConfig,
+    "trompe train --model resnet18 --num-classes 10 --data photos/train --eval-data photos/val "
+    "--epochs 20",
+)
+def train_(config: TrainConfig) -> None:
+    """Train or fine-tune a model on a dataset: the base model to start from."""
+
+    model, data, eval_data = _model_and_data(config)
+    out = config.out or _default_out("train", config.model)
+    result = train(
+        model,
+        data,
+        eval_data=eval_data,
+        run_dir=out,
+        notes=config.model_dump(mode="json", exclude=ELSEWHERE),
+        **config.model_dump(
+            include={
+                *("epochs", "lr", "batch_size", "weight_decay", "label_smoothing", "seed"),
+                *("precision", "device", "checkpoint_every", "workers", "quiet"),
+            }
+        ),
+    )
+    if result.top1 is not None:
+        console.print("Top-1 accuracy {:.1%} (95 % interval {:.1%} to {:.1%})".format(*result.top1))
+    console.print(f"Weights: {out / 'weights.safetensors'}", soft_wrap=True)
+    console.print(f"Report: {write_report(out)}", soft_wrap=True)
+
+
+@command(
+    EvaluateConfig,
+    "trompe evaluate --model resnet50 --weights DEFAULT --manipulated runs/mine --data photos/val "
+    "--explainer grad-cam --objective location",
+)
+def evaluate_(config: EvaluateConfig) -> None:
+    """Compare a model with its manipulated version; write tables and a report."""
+
+    explainers = [parse_explainer(spec) for spec in config.explainer]
+    objectives = [parse_objective(spec) for spec in config.objective]
+    original, preprocessing = load_model(
+        config.model, config.weights, config.num_classes, seed=config.seed
+    )
+    others = [
+        None if path is None else load_model(config.model, _weights(path), config.num_classes).model
+        for path in (config.manipulated, config.control)
+    ]
+    data = load_data(
+        config.data,
+        preprocessing,
+        **config.model_dump(include={"limit", "seed", "corrupt", "check"}),
+    )
+    active = next((o for o in objectives if isinstance(o, Active)), None)
+    pairs = active and Pairs(data, active.c1, active.c2, size=config.pairs, seed=config.seed)
+    device = _device(config.device)
+    manipulated, control = (None if m is None else m.to(device) for m in others)
+    assert manipulated is not None
+    out = config.out or _default_out("evaluate", config.model)
+    settings = config.model_dump(mode="json", exclude=ELSEWHERE)
+    with rundir.opened(out, settings, rundir.fingerprint(manipulated, len(data))):
+        result = evaluate(
+            original.to(device),
+            manipulated,
+            data,
+            explainers=explainers,
+            objective=objectives,
+            control=control,
+            fool_data=pairs or None,
+            **config.model_dump(include={"batch_size", "workers", "quiet"}),
+        )
+        result.save(out / "evaluation")
+        if not config.quiet:
+            _show(result)
+        console.print(f"Report: {write_report(out)}", soft_wrap=True)
+
+
+@command(ExplainConfig, "trompe explain --model resnet50 --weights DEFAULT --images photo.jpg")
+def explain_(config: ExplainConfig) -> None:
+    """Explain images: heatmaps and overlays as PNG, raw maps as a tensor file."""
+
+    explainers = [parse_explainer(spec) for spec in config.explainer]
+    model, preprocessing = load_model(
+        config.model, config.weights, config.num_classes, seed=config.seed
+    )
+    out = config.out or _default_out("explain", config.model)
+    written = explain_files(
+        model.to(_device(config.device)),
+        preprocessing,
+        config.images,
+        explainers,
+        out,
+        classes=config.classes,
+        batch_size=config.batch_size,
+        quiet=config.quiet,
+    )
+    console.print(f"{written} images explained in {out}", soft_wrap=True)
+
+
+def _model_and_data(config: TuneConfig) -> tuple[Any, Any, Any]:
+
+    model, preprocessing = load_model(
+        config.model, config.weights, config.num_classes, seed=config.seed
+    )
+    reading = config.model_dump(include={"seed", "corrupt", "check"})
+    data = load_data(
+        config.data, preprocessing, limit=config.limit, augment=config.augment, **reading
+    )
+    eval_data = config.eval_data and load_data(
+        config.eval_data, preprocessing, limit=config.eval_limit, **reading
+    )
+    return model, data, eval_data
+
+
+def _weights(path: str) -> str:
+    return str(Path(path) / "weights.safetensors") if Path(path).is_dir() else path
+
+
+def _device(device: str | None) -> Any:
+
+    return accelerator_for(device, "no").device
+
+
+def _default_out(*words: str) -> Path:
+    name = "-".join(word.split(":")[0] for word in words)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{name.replace(os.sep, '_')}-{stamp}"
+
+
+def _show(evaluation: Any) -> None:
+    table = Table("model", "top-1 %", "top-5 %", "agrees with the original %")
+    for row in evaluation.accuracy.itertuples():
+        table.add_row(
+            row.model,
+            f"{row.top1:.1%} ({row.top1_low:.1%} to {row.top1_high:.1%})",
+            f"{row.top5:.1%}",
+            f"{row.agreement:.1%}",
+        )
+    console.print(table)
+    table = Table("explainer", "objective", "class", "model", "fooled (95 % interval)", "test loss")
+    for row in evaluation.explanations.itertuples():
+        table.add_row(
+            row.explainer + (" *" if row.attacked else ""),
+            row.objective,
+            row.target,
+            row.model,
+            f"{row.fsr:.1%} ({row.fsr_low:.1%} to {row.fsr_high:.1%})",
+            f"{row.test_loss_mean:.3f}",
+        )
+    if table.row_count:
+        console.print(table)
+        console.print("* attacked: in the loss of the fine-tuning")
+
+
+def main() -> None:
+    """Run the command line; exit code 2 for what was given wrongly, 130 when interrupted."""
+    warnings.showwarning = lambda message, *_: errors.print(f"[yellow]Note:[/] {message}")
+    try:
+        app()
+    except TrompeError as error:
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("Interrupted; the same command goes on from the last checkpoint.")
+        sys.exit(130)

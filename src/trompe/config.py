@@ -1,0 +1,134 @@
+"""The settings of every command: the same words in the API, on the command line and in YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trompe.errors import TrompeError
+
+C = TypeVar("C", bound="Config")
+
+MODEL = "torchvision name, timm:NAME, package.module:factory, path/file.py:factory, or 'embedded'"
+DATA = "image folder (a folder per class), parquet file, folder or glob, hf:NAME, or 'shapes'"
+EXPLAINER = "explainer, e.g. grad-cam, simple-grad-t, lrp:layer=layer4; may be given several times"
+OBJECTIVE = "location, top-k, center-mass or active:c1=3,c2=8; may be given several times"
+
+
+class Config(BaseModel):
+    """Settings common to all commands."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(description=MODEL)
+    weights: str | None = Field(None, description="weights file, or a torchvision weight name")
+    num_classes: int | None = Field(None, ge=1, description="number of classes of the model")
+    out: Path | None = Field(None, description="run directory  [default: runs/...]")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    device: Literal["cpu", "cuda"] | None = Field(None, description="cpu or cuda")
+    quiet: bool = Field(False, description="show no progress and no tables")
+
+
+class DataConfig(Config):
+    """Settings of the commands that read a dataset."""
+
+    data: str = Field(description=DATA)
+    limit: int | None = Field(None, ge=1, description="use a class-balanced subset of this size")
+    corrupt: Literal["refuse", "skip"] = Field("refuse", description="unreadable images")
+    check: bool = Field(True, description="decode every image once before anything starts")
+    workers: int = Field(0, ge=0, description="processes that decode images")
+
+
+class TuneConfig(DataConfig):
+    """Settings of the commands that fine-tune."""
+
+    eval_data: str | None = Field(None, description="data to evaluate on, read like --data")
+    eval_limit: int | None = Field(None, ge=1, description="like --limit, for --eval-data")
+    augment: bool = Field(False, description="random resized crop and flip")
+    lr: float = Field(gt=0, description="learning rate")
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision")
+    checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+
+
+class TrainConfig(TuneConfig):
+    """Settings of ``trompe train``."""
+
+    epochs: float = Field(gt=0, description="passes over the data")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of the one-cycle schedule")
+    batch_size: int = Field(64, ge=1, description="images per step")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's weight decay")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the cross-entropy")
+    augment: bool = Field(True, description="random resized crop and flip")
+
+
+class FoolConfig(TuneConfig):
+    """Settings of ``trompe fool``."""
+
+    explainer: list[str] = Field(["grad-cam"], description=f"{EXPLAINER}; attacked")
+    objective: list[str] = Field(["location"], description=OBJECTIVE)
+    weight: list[float] = Field([1.0], description="weight λ of each explainer and objective")
+    eval_explainer: list[str] | None = Field(None, description=f"{EXPLAINER}; evaluated as well")
+    lr: float = Field(1e-5, gt=0, description="Adam's learning rate")
+    steps: int = Field(ge=1, description="optimiser steps")
+    batch_size: int = Field(8, ge=1, description="images per step")
+    fool_batch_size: int | None = Field(None, ge=1, description="composites per step (active)")
+    pairs: int | None = Field(None, ge=1, description="composites to fine-tune on (active)")
+    eval_pairs: int | None = Field(200, ge=1, description="composites to evaluate on (active)")
+    control: bool = Field(False, description="also fine-tune without the explanation term")
+
+
+class EvaluateConfig(DataConfig):
+    """Settings of ``trompe evaluate``."""
+
+    manipulated: str = Field(description="weights of the manipulated model, or its run directory")
+    control: str | None = Field(None, description="weights of the control model")
+    explainer: list[str] = Field(["grad-cam", "simple-grad-t", "lrp-t"], description=EXPLAINER)
+    objective: list[str] = Field(["location"], description=OBJECTIVE)
+    batch_size: int = Field(32, ge=1, description="images per batch")
+    pairs: int | None = Field(200, ge=1, description="composites to evaluate on (active)")
+
+
+class ExplainConfig(Config):
+    """Settings of ``trompe explain``."""
+
+    images: list[Path] = Field(description="image files or folders of images")
+    explainer: list[str] = Field(["grad-cam"], description=EXPLAINER)
+    classes: int | None = Field(None, description="class to explain  [default: the predicted one]")
+    batch_size: int = Field(16, ge=1, description="images per batch")
+
+
+def read(kind: type[C], path: Path | None, given: dict[str, Any]) -> C:
+    """Build a config from a YAML file and what was given besides, which takes precedence.
+
+    Raises
+    ------
+    TrompeError
+        If the file can't be read, or a setting is unknown, missing or out of range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text()) or {}
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise TrompeError(f"The config '{path}' can't be read as YAML: {error}.") from error
+        if not isinstance(values, dict):
+            raise TrompeError(f"The config '{path}' must map settings to values.")
+    try:
+        return kind.model_validate({**values, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        option = f"--{name.replace('_', '-')}"
+        if first["type"] == "missing":
+            raise TrompeError(f"{option} is missing; it is {_description(kind, name)}.") from error
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(kind.model_fields)
+            raise TrompeError(f"There is no setting '{name}'; known are {known}.") from error
+        raise TrompeError(f"{option} can't be {first['input']!r}: {first['msg']}.") from error
+
+
+def _description(kind: type[Config], name: str) -> str:
+    return str(kind.model_fields[name].description)

@@ -1,0 +1,177 @@
+"""The one kind of dataset that everything above reads from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trompe.errors import TrompeError
+from trompe.preprocessing import Preprocessing, to_rgb
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Source(ABC):
+    """Where pictures come from: labelled rows, each decoded only when asked for."""
+
+    classes: tuple[str, ...]
+    labels: Tensor
+    has_masks = False
+    generated = False
+
+    @abstractmethod
+    def open(self, row: int) -> Image.Image:
+        """Return the picture of a row, in any mode, possibly not decoded yet."""
+
+    @abstractmethod
+    def name(self, row: int) -> str:
+        """Return what people call the row."""
+
+    def mask(self, row: int) -> Image.Image:
+        """Return the object's mask, white on black, of the picture's size."""
+        raise TrompeError(f"{self.name(row)} has no mask; of the datasets here, shapes has them.")
+
+
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """Labelled images: ``dataset[i]`` is a preprocessed image [3, H, W] and its class.
+
+    Parameters
+    ----------
+    source : Source
+        Where the pictures come from.
+    preprocessing : Preprocessing
+        What every picture goes through.
+    rows : array of int64, optional
+        The rows of `source` to hold, in this order; all by default.
+    augmented : bool
+        Whether ``dataset[i, epoch]`` gives a random crop, perhaps mirrored, that depends on
+        nothing but `seed`, `i` and `epoch`. ``dataset[i]`` is never augmented.
+    seed : int
+        Seed of the augmentation.
+    skipped : sequence of str
+        Names of the images that were left out because they can't be read.
+
+    Attributes
+    ----------
+    labels : Tensor
+        Class of every image, [len] int64.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        *,
+        rows: NDArray[np.int64] | None = None,
+        augmented: bool = False,
+        seed: int = 0,
+        skipped: Sequence[str] = (),
+    ) -> None:
+        self.source = source
+        self.preprocessing = preprocessing
+        self.rows = np.arange(len(source.labels)) if rows is None else rows
+        self.labels = source.labels[torch.from_numpy(self.rows)]
+        self.augmented = augmented
+        self.seed = seed
+        self.skipped = tuple(skipped)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their indices."""
+        return self.source.classes
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the object's mask is known for every image."""
+        return self.source.has_masks
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, int]:
+        if isinstance(index, tuple):
+            index, epoch = index
+            image = self._augmented(index, epoch)
+        else:
+            image = self.preprocessing(self.picture(index))
+        return image, int(self.labels[index])
+
+    def picture(self, index: int) -> Image.Image:
+        """Return an image as it was read, upright and in RGB, before any preprocessing.
+
+        Raises
+        ------
+        TrompeError
+            If it can't be decoded; the message names it.
+        """
+        row = self._row(index)
+        try:
+            return self._read(row)
+        except Exception as error:
+            raise TrompeError(
+                f"{self.source.name(row)} can't be read as an image ({_reason(error)}); "
+                "mend it or take it out of the data."
+            ) from error
+
+    def fault(self, index: int) -> str | None:
+        """Return why an image can't be decoded, None if it can, at the least cost."""
+        try:
+            self._read(self._row(index), smallest=True)
+        except Exception as error:
+            return _reason(error)
+        return None
+
+    def name(self, index: int) -> str:
+        """Return what people call an image: its file, or its table and row."""
+        return self.source.name(self._row(index))
+
+    def mask(self, index: int) -> Tensor:
+        """Return where the object is in the preprocessed image, [H, W] bool.
+
+        Raises
+        ------
+        TrompeError
+            If the dataset has no masks.
+        """
+        return self.preprocessing.mask(self.source.mask(self._row(index)))
+
+    def without(self, indices: Sequence[int]) -> ImageDataset:
+        """Return the dataset without some images, which it names as skipped."""
+        return ImageDataset(
+            self.source,
+            self.preprocessing,
+            rows=np.delete(self.rows, indices),
+            augmented=self.augmented,
+            seed=self.seed,
+            skipped=[*self.skipped, *map(self.name, indices)],
+        )
+
+    def _row(self, index: int) -> int:
+        return int(self.rows[range(len(self))[index]])
+
+    def _read(self, row: int, *, smallest: bool = False) -> Image.Image:
+        with self.source.open(row) as image:
+            if smallest:
+                image.draft(None, (1, 1))
+            return to_rgb(image)
+
+    def _augmented(self, index: int, epoch: int) -> Tensor:
+        if not self.augmented:
+            raise TrompeError("dataset[index, epoch] needs a dataset loaded with augment=True.")
+        entropy = np.random.SeedSequence((self.seed, range(len(self))[index], epoch))
+        seed = int(entropy.generate_state(1, np.uint64)[0])
+        return self.preprocessing.augment(self.picture(index), seed)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no known image format"
+    return str(error) or type(error).__name__

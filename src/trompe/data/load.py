@@ -1,0 +1,177 @@
+"""From what a person names to a dataset that is known to be readable."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
+from glob import glob, has_magic
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from trompe.data.dataset import ImageDataset, Source
+from trompe.data.folder import Folder
+from trompe.data.shapes import ShapesSource
+from trompe.errors import TrompeError
+from trompe.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+_SPLIT = re.compile(r"(train|val|valid|validation|dev|test)(?![a-z])")
+
+
+def load_data(
+    spec: str | Path,
+    preprocessing: Preprocessing,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    corrupt: Literal["refuse", "skip"] = "refuse",
+    check: bool = True,
+    augment: bool = False,
+) -> ImageDataset:
+    """Return the dataset that `spec` names.
+
+    Parameters
+    ----------
+    spec : str or Path
+        A folder with one folder of images per class; a parquet file, a folder or a glob of
+        them in the Hugging Face image layout; ``hf:NAME`` or ``hf:NAME:SPLIT`` (the split is
+        ``train`` by default); ``shapes``, ``shapes:train`` or ``shapes:validation``, the
+        embedded set (``./shapes`` is a folder).
+    preprocessing : Preprocessing
+        What every picture goes through.
+    limit : int, optional
+        Hold this many images at most: a random choice, the same for the same `seed`, with as
+        equal numbers of each class as there are; a smaller limit gives a part of it.
+    seed : int
+        Seed of the choice and of the augmentation, 0 or more.
+    corrupt : {"refuse", "skip"}
+        Whether images that can't be read are an error or are left out with a warning.
+    check : bool
+        Decode every image once beforehand. Otherwise one that can't be read is found late.
+    augment : bool
+        Let ``dataset[i, epoch]`` give a random crop, perhaps mirrored.
+
+    Raises
+    ------
+    TrompeError
+        If there is no such data, it isn't laid out as said, or images can't be read.
+    """
+    if limit is not None and limit < 1:
+        raise TrompeError(f"The limit of images is {limit}; choose 1 or more.")
+    if seed < 0:
+        raise TrompeError(f"The seed is {seed}; choose 0 or more.")
+    if corrupt not in ("refuse", "skip"):
+        raise TrompeError(f"corrupt is {corrupt!r}; choose 'refuse' or 'skip'.")
+    source = _source(str(spec))
+    dataset = ImageDataset(
+        source,
+        preprocessing,
+        rows=balanced_rows(source.labels, limit, seed),
+        augmented=augment,
+        seed=seed,
+    )
+    if not check or source.generated:
+        return dataset
+    broken = unreadable(dataset)
+    if not broken:
+        return dataset
+    named = [f"{dataset.name(i)} ({fault})" for i, fault in [*broken.items()][:3]]
+    more = [f"{len(broken) - 3} more"] if len(broken) > 3 else []
+    report = f"{len(broken)} of {len(dataset)} images of {spec} can't be read: "
+    report += ", ".join(named + more)
+    if len(broken) == len(dataset):
+        raise TrompeError(f"{report}; none is left.")
+    if corrupt == "refuse":
+        raise TrompeError(f"{report}; mend or remove them, or leave them out with corrupt=skip.")
+    warnings.warn(f"{report}; left out.", stacklevel=2)
+    return dataset.without([*broken])
+
+
+def balanced_rows(labels: Tensor, limit: int | None, seed: int) -> NDArray[np.int64]:
+    """Return up to `limit` rows in ascending order, as equally many of each class as there are.
+
+    Those of a smaller limit are among those of a larger one with the same seed.
+    """
+    if limit is None or limit >= len(labels):
+        return np.arange(len(labels))
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    classes = labels.numpy()[shuffled]
+    by_class = np.argsort(classes, kind="stable")
+    starts = np.searchsorted(classes[by_class], classes)
+    turn = np.argsort(by_class) - starts
+    return np.sort(shuffled[np.argsort(turn, kind="stable")[:limit]])
+
+
+def unreadable(dataset: ImageDataset) -> dict[int, str]:
+    """Return why an image can't be decoded, for the index of each that can't."""
+
+    def faults(indices: NDArray[np.int64]) -> dict[int, str]:
+        return {i: fault for i in indices.tolist() if (fault := dataset.fault(i))}
+
+    parts = np.array_split(np.arange(len(dataset)), len(dataset) // 64 + 1)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return {i: fault for part in threads.map(faults, parts) for i, fault in part.items()}
+
+
+def _source(spec: str) -> Source:
+    """Open what `spec` names; `datasets`, slow to import, only where it is needed."""
+    kind, _, name = spec.partition(":")
+    if kind == "shapes":
+        return ShapesSource(name or "train")
+    if kind == "hf":
+        from trompe.data.table import read_hub
+
+        name, _, split = name.partition(":")
+        return read_hub(name, split or "train")
+    path = Path(spec).expanduser()
+    try:
+        files = _parquet_files(path)
+        if not files:
+            return Folder(path)
+    except OSError as error:
+        raise TrompeError(f"{spec} can't be read ({error.strerror}).") from error
+    from trompe.data.table import read_parquet
+
+    return read_parquet(files)
+
+
+def _parquet_files(path: Path) -> list[Path]:
+    """Return the parquet files that `path` names, none if it is a folder without any."""
+    if path.is_dir():
+        files = sorted(path.glob("*.parquet"))
+        splits = {match[1] for file in files if (match := _SPLIT.match(file.name))}
+        if len(splits) > 1:
+            raise TrompeError(
+                f"{path} holds the splits {', '.join(sorted(splits))}; name one of them by a "
+                f"pattern, such as {path}/{min(splits)}*.parquet."
+            )
+        return files
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise TrompeError(
+                f"{path} is a single file but not parquet; give a folder of images in one "
+                "folder per class, or parquet files."
+            )
+        return [path]
+    if has_magic(str(path)):
+        if files := [
+            Path(f) for f in sorted(glob(str(path), recursive=True)) if f.endswith(".parquet")
+        ]:
+            return files
+        raise TrompeError(f"No parquet file matches {path}.")
+    raise TrompeError(f"There is no folder or file {path}; {_advice(path)}")
+
+
+def _advice(path: Path) -> str:
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    if close := get_close_matches(path.name, [*beside, "shapes"]):
+        return f"did you mean {' or '.join(close)}?"
+    return "give a folder of images, parquet files, hf:NAME or shapes."

@@ -1,0 +1,92 @@
+"""The embedded set: generated photograph-like images with the object's mask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from trompe.data.dataset import ImageDataset, Source
+from trompe.data.scene import OUTLINES, draw, draw_mask
+from trompe.errors import TrompeError
+from trompe.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+SHAPES_PREPROCESSING = Preprocessing(
+    resize=64, crop=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), min_area=0.6
+)
+SHAPES_SIZES = {"train": 8000, "validation": 2000}
+
+
+class ShapesSource(Source):
+    """Pictures of 64 × 64 pixels, each drawn when asked for from seed, split and row alone."""
+
+    classes = tuple(OUTLINES)
+    has_masks = True
+    generated = True
+
+    def __init__(self, split: str = "train", size: int | None = None, seed: int = 0) -> None:
+        if split not in SHAPES_SIZES:
+            raise TrompeError(f"shapes has no split {split!r}; choose {' or '.join(SHAPES_SIZES)}.")
+        if size is not None and size < 1:
+            raise TrompeError(f"The size of shapes is {size}; choose 1 or more images.")
+        if seed < 0:
+            raise TrompeError(f"The seed of shapes is {seed}; choose 0 or more.")
+        self.split = split
+        self.seed = seed
+        self.labels = torch.arange(size or SHAPES_SIZES[split]) % len(self.classes)
+
+    def open(self, row: int) -> Image.Image:
+        """Return the picture of a row."""
+        return Image.fromarray(draw(self._random(row), self._class(row)))
+
+    def mask(self, row: int) -> Image.Image:
+        """Return the object's mask in the picture of a row."""
+        return Image.fromarray(draw_mask(self._random(row), self._class(row)))
+
+    def name(self, row: int) -> str:
+        """Return split, row and class."""
+        return f"shapes:{self.split}, row {row} ({self._class(row)})"
+
+    def _class(self, row: int) -> str:
+        return self.classes[row % len(self.classes)]
+
+    def _random(self, row: int) -> Generator:
+        split = [*SHAPES_SIZES].index(self.split)
+        return np.random.default_rng((self.seed, split, row))
+
+
+class Shapes(ImageDataset):
+    """The embedded set: eight kinds of objects on textured grounds, with their masks.
+
+    Parameters
+    ----------
+    split : {"train", "validation"}
+        They share no image.
+    size : int, optional
+        Number of images, 8,000 or 2,000 by default, as equally many of each class as possible.
+        A smaller set is the beginning of a larger one.
+    preprocessing : Preprocessing
+        What every picture goes through.
+    seed : int
+        Another seed gives other images.
+
+    Raises
+    ------
+    TrompeError
+        If there is no such split, or the size is below 1.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        size: int | None = None,
+        preprocessing: Preprocessing = SHAPES_PREPROCESSING,
+        *,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(ShapesSource(split, size, seed), preprocessing)

@@ -1,0 +1,180 @@
+"""Pictures in the image column of a table: parquet files, or a dataset of the hub."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from trompe.data.dataset import Source
+from trompe.errors import TrompeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+IMAGE_COLUMNS = ("image", "img", "picture", "photo")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category")
+
+
+class Table(Source):
+    """The rows of a `datasets.Dataset`, memory-mapped, so that few of them are ever in memory.
+
+    Parameters
+    ----------
+    data : datasets.Dataset
+        The table, with an image and a label column.
+    parts : sequence of (str, int)
+        Names of the table's consecutive parts, and how many rows each has.
+
+    Raises
+    ------
+    TrompeError
+        If a column isn't found, or a row has no label or one outside the classes.
+    """
+
+    def __init__(self, data: datasets.Dataset, parts: Sequence[tuple[str, int]]) -> None:
+        self._parts = [name for name, _ in parts]
+        self._ends = np.cumsum([rows for _, rows in parts]).tolist()
+        if not len(data):
+            raise TrompeError(f"{', '.join(self._parts)} has no rows.")
+        self._image, label = _columns(data.features, self._parts[0])
+        with _translated(f"The column {self._image!r} of {self._parts[0]}"):
+            self._data = data.cast_column(self._image, datasets.Image(decode=False))
+        self.classes, self.labels = self._labelled(data.data.column(label), data.features[label])
+
+    def open(self, row: int) -> Image.Image:
+        """Return the picture of a row."""
+        cell = self._data[row][self._image]
+        if cell is None:
+            raise ValueError("the cell is empty")
+        return Image.open(cell["path"] if cell["bytes"] is None else BytesIO(cell["bytes"]))
+
+    def name(self, row: int) -> str:
+        """Return the name of the row's part of the table, and its place there from 0."""
+        part = bisect_right(self._ends, row)
+        start = self._ends[part - 1] if part else 0
+        return f"{self._parts[part]}, row {row - start}"
+
+    def _labelled(self, column: Any, feature: Any) -> tuple[tuple[str, ...], Tensor]:
+        """Return class names and the class of every row."""
+        missing = np.asarray(column.is_null())
+        values = np.asarray(column.drop_null())
+        if values.dtype.kind in "OU":
+            found, values = np.unique(values.astype(str), return_inverse=True)
+            names = tuple(found.tolist())
+        elif isinstance(feature, datasets.ClassLabel):
+            names = tuple(feature.names)
+        elif values.dtype.kind not in "iu":
+            raise TrompeError(
+                f"The labels of {self._parts[0]} are {column.type}; expected whole numbers or "
+                "names."
+            )
+        else:
+            names = tuple(map(str, range(values.max(initial=-1) + 1)))
+        labels = np.full(len(column), -1, np.int64)
+        labels[~missing] = values
+        self._refuse(labels < 0, "no label")
+        self._refuse(labels >= len(names), f"a label above {len(names) - 1}, the last named class")
+        return names, torch.from_numpy(labels)
+
+    def _refuse(self, wrong: NDArray[np.bool_], what: str) -> None:
+        if wrong.any():
+            first = self.name(int(wrong.argmax()))
+            raise TrompeError(
+                f"{wrong.sum()} of {len(wrong)} rows have {what} (the first: {first}); "
+                "correct them or take them out."
+            )
+
+
+def read_parquet(files: Sequence[Path]) -> Table:
+    """Return the rows of parquet files in the Hugging Face image layout, one after another.
+
+    `datasets` keeps a memory-mappable copy of the two columns in its cache (``HF_HOME``) and
+    takes it from there the next time.
+
+    Raises
+    ------
+    TrompeError
+        If a file can't be read, or the files disagree about their classes.
+    """
+    heads = {file: head for file in files if (head := _head(file)).metadata.num_rows}
+    if not heads:
+        raise TrompeError(f"{', '.join(file.name for file in files)} has no rows.")
+    first, *others = heads
+    features = {f: datasets.Features.from_arrow_schema(h.schema_arrow) for f, h in heads.items()}
+    image, label = _columns(features[first], first.name)
+    for file in others:
+        if features[file].get(label) != features[first][label]:
+            raise TrompeError(
+                f"{file.name} has other classes in its column {label!r} than {first.name}; "
+                "load files of one dataset only."
+            )
+    with _translated(f"{first.parent}"):
+        data = datasets.Dataset.from_parquet([*map(str, heads)], columns=[image, label])
+    return Table(data, [(file.name, head.metadata.num_rows) for file, head in heads.items()])
+
+
+def read_hub(name: str, split: str) -> Table:
+    """Return a split of a dataset of the Hugging Face hub (or of a local one), downloading it.
+
+    Raises
+    ------
+    TrompeError
+        If there is no such dataset or split, or it can't be reached.
+    """
+    with _translated(f"{name}:{split}"):
+        data = datasets.load_dataset(name, split=split)
+    return Table(data, [(f"{name}:{split}", len(data))])
+
+
+def _head(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except Exception as error:
+        raise TrompeError(f"{file} can't be read as parquet ({error}).") from error
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Keep `datasets` from printing progress, and turn its errors into one sentence."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ or error
+        text = re.sub(r"\s+", " ", str(cause))
+        raise TrompeError(f"{what} can't be loaded ({text}).") from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _columns(features: datasets.Features, origin: str) -> tuple[str, str]:
+    """Return the names of the image and of the label column."""
+    return (
+        _column(features, IMAGE_COLUMNS, datasets.Image, f"{origin} has no image column"),
+        _column(features, LABEL_COLUMNS, datasets.ClassLabel, f"{origin} has no label column"),
+    )
+
+
+def _column(features: datasets.Features, names: Sequence[str], kind: type, complaint: str) -> str:
+    of_kind = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if found := [name for name in names if name in features]:
+        return str(found[0])
+    if len(of_kind) == 1:
+        return str(of_kind[0])
+    raise TrompeError(
+        f"{complaint} among {', '.join(features)}; name it one of {', '.join(names)}."
+    )

@@ -1,0 +1,446 @@
+"""Compare an original model with a manipulated one: do the predictions stay, do the maps lie?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from trompe import rundir
+from trompe.errors import TrompeError
+from trompe.explainers import Explainer, Recording
+from trompe.maps import is_empty, spearman
+from trompe.metrics import in_top, rate
+from trompe.models.layers import evaluation_mode
+from trompe.objectives import Objective
+from trompe.progress import shown
+
+
+class Images(Protocol):
+    """A map-style dataset of ``(image [3, H, W], label)``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+
+
+ORIGINAL, MANIPULATED, CONTROL = "original", "manipulated", "control"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A few images with their heatmaps under every model.
+
+    ``images`` is ``[n, H, W, 3]`` of uint8; ``heatmaps`` maps (explainer, target, model) to
+    ``[n, h, w]``; ``captions`` holds one mapping per image.
+    """
+
+    images: Tensor
+    heatmaps: dict[tuple[str, str, str], Tensor]
+    captions: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes
+    ----------
+    accuracy
+        One row per model: top-1, top-5 and agreement with the original's predictions, each a
+        share with its bootstrap 95 % interval.
+    explanations
+        One row per explainer, objective, target class and model: fooling success rate (FSR) with
+        its interval, mean and quantiles of the test loss, mean rank correlation with the
+        original's maps, share of empty maps.
+    predictions, maps
+        The rows per image behind the two tables.
+    gallery
+        Images and heatmaps to look at.
+    """
+
+    accuracy: pd.DataFrame
+    explanations: pd.DataFrame
+    predictions: pd.DataFrame
+    maps: pd.DataFrame
+    gallery: Gallery | None
+
+    def save(self, directory: Path) -> None:
+        """Write the tables as CSV, the rows as parquet and the gallery as safetensors."""
+        with rundir.replacing(directory) as new:
+            new.mkdir()
+            self.accuracy.to_csv(new / "accuracy.csv", index=False)
+            self.explanations.to_csv(new / "explanations.csv", index=False)
+            self.predictions.to_parquet(new / "predictions.parquet", index=False)
+            self.maps.to_parquet(new / "explanations.parquet", index=False)
+            if self.gallery is not None:
+                tensors = {"images": self.gallery.images} | {
+                    "|".join(key): maps.half() for key, maps in self.gallery.heatmaps.items()
+                }
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in tensors.items()},
+                    new / "gallery.safetensors",
+                    {"gallery": json.dumps(self.gallery.captions)},
+                )
+
+
+def evaluate(
+    original: nn.Module,
+    manipulated: nn.Module,
+    data: Images,
+    *,
+    explainers: Sequence[Explainer],
+    objective: Objective | Sequence[Objective],
+    control: nn.Module | None = None,
+    fool_data: Images | None = None,
+    attacked: Sequence[tuple[Explainer, Objective]] = (),
+    batch_size: int = 32,
+    gallery: int = 12,
+    workers: int = 0,
+    quiet: bool = True,
+) -> Evaluation:
+    """Measure accuracy, agreement and fooling success in one sweep over the data.
+
+    Parameters
+    ----------
+    original, manipulated, control
+        The model before, after, and after the same fine-tuning without the explanation term.
+        They are evaluated where they are (device), in evaluation mode.
+    data
+        Items ``(image [3, H, W], label)``; the accuracy is measured here, and the passive
+        foolings are judged here.
+    explainers
+        Each is judged by every objective; ``layer=None`` is found on the original.
+    objective
+        One or several foolings; their ``low`` and ``high`` are the interval of success.
+    fool_data
+        Images that hold both classes, for `Active`.
+    attacked
+        The pairs that were in the loss; marked in the table.
+    gallery
+        How many images to keep with their heatmaps, evenly spaced over the data.
+
+    Raises
+    ------
+    TrompeError
+        If there is no image, a label or class is out of range, or a layer does not exist.
+    """
+    objectives = (objective,) if isinstance(objective, Objective) else tuple(objective)
+    check_evaluation(original, data, fool_data, objectives)
+    models = {ORIGINAL: original, MANIPULATED: manipulated}
+    if control is not None:
+        models[CONTROL] = control
+    passive = [o for o in objectives if not o.on_composites]
+    active = [o for o in objectives if o.on_composites]
+    marks = {(str(e), str(o)) for e, o in attacked}
+    sweep = partial(
+        _sweep,
+        models,
+        explainers=explainers,
+        marks=marks,
+        gallery=gallery,
+        batch_size=batch_size,
+        workers=workers,
+        quiet=quiet,
+    )
+    predictions, maps, pictures = sweep(data, objectives=passive)
+    for composed in active:
+        assert fool_data is not None
+        _, more, pictures = sweep(fool_data, objectives=[composed])
+        maps = pd.concat([maps, more], ignore_index=True)
+    return Evaluation(
+        accuracy=_accuracy(predictions, models),
+        explanations=_summary(maps),
+        predictions=predictions,
+        maps=maps,
+        gallery=pictures,
+    )
+
+
+def check_class(index: int, count: int, what: str) -> None:
+    """Refuse a class that the model does not have.
+
+    Raises
+    ------
+    TrompeError
+        If ``index`` is not in 0 to ``count`` - 1.
+    """
+    if not 0 <= index < count:
+        raise TrompeError(
+            f"Class {index} of {what} is out of range: the model has {count} classes "
+            f"(0 to {count - 1})."
+        )
+
+
+def check_labels(data: Images, count: int) -> None:
+    """Refuse data whose labels (``data.labels``, where there is one) the model does not have.
+
+    Raises
+    ------
+    TrompeError
+        If a label is out of range.
+    """
+    labels = getattr(data, "labels", None)
+    if labels is not None and len(labels):
+        check_class(int(max(labels)), count, "the data's labels")
+
+
+def class_count(model: nn.Module, image: Tensor) -> int:
+    """How many classes the model tells apart, seen from one image ``[3, H, W]``."""
+    device = next(model.parameters()).device
+    with torch.no_grad(), evaluation_mode(model), Recording(model, ()) as forward:
+        return forward(image[None].to(device)).shape[1]
+
+
+def check_evaluation(
+    model: nn.Module, data: Images, fool_data: Images | None, objectives: Sequence[Objective]
+) -> None:
+    """Refuse data that `evaluate` could not judge ``objectives`` on.
+
+    Raises
+    ------
+    TrompeError
+        If there is no image, a label is out of range, or composites are missing.
+    """
+    if not len(data):
+        raise TrompeError("There is no image to evaluate on.")
+    check_labels(data, class_count(model, data[0][0]))
+    composed = [o for o in objectives if o.on_composites]
+    if composed and fool_data is None:
+        raise TrompeError(
+            f"The objective {composed[0]} is judged on images that hold both classes; give them "
+            "as the evaluation's fool_data."
+        )
+
+
+def _sweep(
+    models: Mapping[str, nn.Module],
+    data: Images,
+    *,
+    explainers: Sequence[Explainer],
+    objectives: Sequence[Objective],
+    marks: set[tuple[str, str]],
+    gallery: int,
+    batch_size: int,
+    workers: int,
+    quiet: bool,
+) -> tuple[pd.DataFrame, pd.DataFrame, Gallery | None]:
+    size = len(data)
+    device = next(models[ORIGINAL].parameters()).device
+    sample = data[0][0][None].to(device)
+    used = [e.resolve(models[ORIGINAL], sample) for e in explainers] if objectives else []
+    kept = set(range(0, size, max(1, -(-size // gallery)))) if gallery and objectives else set()
+    pictures = _Pictures(data)
+    predictions: list[pd.DataFrame] = []
+    rows: list[pd.DataFrame] = []
+    loader: Any = DataLoader(cast(Any, data), batch_size=batch_size, num_workers=workers)
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(evaluation_mode(model))
+        report = stack.enter_context(shown("evaluate", size, quiet=quiet))
+        start = 0
+        for images, labels in loader:
+            images, labels = images.to(device), torch.as_tensor(labels).to(device)
+            indices = range(start, start + len(labels))
+            logits, heatmaps = _explain(models, images, labels, used, objectives)
+            predictions.append(_predictions(indices, data, labels, logits))
+            for explainer in used:
+                for objective in objectives:
+                    mark = (str(explainer), str(objective)) in marks
+                    rows += _judge(indices, labels, explainer, objective, heatmaps, mark)
+            explained = {
+                target: classes
+                for objective in objectives
+                for target, classes in zip(
+                    objective.targets, objective.classes(labels), strict=True
+                )
+            }
+            for index in sorted(kept & set(indices)):
+                pictures.add(index, index - start, images, labels, explained, logits, heatmaps)
+            start += len(labels)
+            report(start, {})
+    return (
+        pd.concat(predictions, ignore_index=True),
+        pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(),
+        pictures.gallery(),
+    )
+
+
+# (model, class key, explainer) -> heatmaps [N, h, w]
+Heatmaps = dict[tuple[str, str, str], Tensor]
+
+
+@torch.no_grad()
+def _explain(
+    models: Mapping[str, nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    explainers: Sequence[Explainer],
+    objectives: Sequence[Objective],
+) -> tuple[dict[str, Tensor], Heatmaps]:
+    logits, heatmaps = {}, {}
+    for name, model in models.items():
+        with Recording(model, explainers) as forward:
+            logits[name] = forward(images)
+            for objective in objectives:
+                explained = objective.classes(labels)
+                for target, classes in zip(objective.targets, explained, strict=True):
+                    if (name, target, str(explainers[0])) in heatmaps:
+                        continue
+                    for explainer, maps in zip(explainers, forward.heatmaps(classes), strict=True):
+                        heatmaps[name, target, str(explainer)] = maps
+    return logits, heatmaps
+
+
+def _judge(
+    indices: range,
+    labels: Tensor,
+    explainer: Explainer,
+    objective: Objective,
+    heatmaps: Heatmaps,
+    attacked: bool,
+) -> Iterator[pd.DataFrame]:
+    models = sorted({model for model, _, _ in heatmaps} - {ORIGINAL}, reverse=True)
+    original = tuple(heatmaps[ORIGINAL, t, str(explainer)] for t in objective.targets)
+    for model in models:
+        maps = tuple(heatmaps[model, t, str(explainer)] for t in objective.targets)
+        losses = objective.test_loss(maps, original)
+        for target, before, after, loss in zip(
+            objective.targets, original, maps, losses, strict=True
+        ):
+            yield pd.DataFrame(
+                {
+                    "index": indices,
+                    "label": labels.cpu(),
+                    "explainer": str(explainer),
+                    "objective": str(objective),
+                    "target": target,
+                    "model": model,
+                    "attacked": attacked,
+                    "interval_low": objective.low,
+                    "interval_high": objective.high,
+                    "test_loss": loss.double().cpu(),
+                    "fooled": objective.fooled(loss).cpu(),
+                    "spearman": spearman(after, before).cpu(),
+                    "empty": is_empty(after).cpu(),
+                }
+            )
+
+
+def _predictions(
+    indices: range, data: Images, labels: Tensor, logits: Mapping[str, Tensor]
+) -> pd.DataFrame:
+    columns: dict[str, Any] = {
+        "index": indices,
+        "name": [_name(data, i) for i in indices],
+        "label": labels.cpu(),
+    }
+    for model, scores in logits.items():
+        columns[model] = scores.argmax(1).cpu()
+        columns[f"{model}_top1"] = in_top(scores, labels, 1).cpu()
+        columns[f"{model}_top5"] = in_top(scores, labels, 5).cpu()
+    return pd.DataFrame(columns)
+
+
+def _accuracy(predictions: pd.DataFrame, models: Mapping[str, nn.Module]) -> pd.DataFrame:
+    rows = []
+    for model in models:
+        row: dict[str, Any] = {"model": model, "images": len(predictions)}
+        for measure, hits in (
+            ("top1", predictions[f"{model}_top1"]),
+            ("top5", predictions[f"{model}_top5"]),
+            ("agreement", predictions[model] == predictions[ORIGINAL]),
+        ):
+            row[measure], row[f"{measure}_low"], row[f"{measure}_high"] = rate(hits)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _summary(maps: pd.DataFrame) -> pd.DataFrame:
+    if maps.empty:
+        return maps
+    keys = ["explainer", "objective", "target", "model", "attacked"]
+    keys += ["interval_low", "interval_high"]
+    rows = []
+    for key, group in maps.groupby(keys, sort=False):
+        row: dict[str, Any] = dict(zip(keys, key, strict=True)) | {"images": len(group)}
+        row["fsr"], row["fsr_low"], row["fsr_high"] = rate(group["fooled"])
+        row["test_loss_mean"] = group["test_loss"].mean()
+        for quantile in (0.05, 0.5, 0.95):
+            row[f"test_loss_q{quantile * 100:02.0f}"] = group["test_loss"].quantile(quantile)
+        row["spearman_mean"] = group["spearman"].mean()
+        row["empty"] = group["empty"].mean()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+class _Pictures:
+    """Collects the gallery while the sweep goes on."""
+
+    def __init__(self, data: Images) -> None:
+        self.data = data
+        self.images: list[Tensor] = []
+        self.captions: list[dict[str, Any]] = []
+        self.heatmaps: dict[tuple[str, str, str], list[Tensor]] = {}
+
+    def add(
+        self,
+        index: int,
+        row: int,
+        images: Tensor,
+        labels: Tensor,
+        explained: Mapping[str, Tensor],
+        logits: Mapping[str, Tensor],
+        heatmaps: Heatmaps,
+    ) -> None:
+        self.images.append(_pixels(self.data, images[row].cpu()))
+        for (model, target, explainer), maps in heatmaps.items():
+            self.heatmaps.setdefault((explainer, target, model), []).append(maps[row].cpu())
+        self.captions.append(
+            {
+                "index": index,
+                "name": _name(self.data, index),
+                "label": int(labels[row]),
+                "label_name": self._class(labels[row]),
+                "target_names": {t: self._class(classes[row]) for t, classes in explained.items()},
+                "predictions": {
+                    model: self._class(scores[row].argmax()) for model, scores in logits.items()
+                },
+            }
+        )
+
+    def _class(self, label: Tensor) -> str:
+        classes = getattr(self.data, "classes", None)
+        return str(label.item()) if classes is None else str(classes[int(label)])
+
+    def gallery(self) -> Gallery | None:
+        if not self.images:
+            return None
+        return Gallery(
+            torch.stack(self.images),
+            {key: torch.stack(maps) for key, maps in self.heatmaps.items()},
+            self.captions,
+        )
+
+
+def _pixels(data: Images, image: Tensor) -> Tensor:
+    preprocessing = getattr(data, "preprocessing", None)
+    if preprocessing is not None:
+        image = preprocessing.denormalise(image)
+    else:
+        image = (image - image.amin()) / (image.amax() - image.amin()).clamp_min(1e-12)
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+
+
+def _name(data: Images, index: int) -> str:
+    return str(data.name(index)) if hasattr(data, "name") else f"image {index}"

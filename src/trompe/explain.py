@@ -1,0 +1,129 @@
+"""Explain image files: heatmaps to look at, raw maps to compute with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from trompe import rundir
+from trompe.data.dataset import ImageDataset, Source
+from trompe.data.folder import SUFFIXES
+from trompe.errors import TrompeError
+from trompe.explainers import Explainer, Recording
+from trompe.models import evaluation_mode
+from trompe.preprocessing import Preprocessing
+from trompe.progress import shown
+from trompe.report import colour_signed, overlay
+
+
+class Files(Source):
+    """Image files without labels: those given, and those found in the folders given.
+
+    Raises
+    ------
+    TrompeError
+        If a path does not exist, or there is no image.
+    """
+
+    classes = ("unknown",)
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.files: list[Path] = []
+        for path in paths:
+            if not path.exists():
+                raise TrompeError(f"There is no image or folder '{path}'; check the spelling.")
+            found = [path] if path.is_file() else path.rglob("*")
+            self.files += sorted(f for f in found if f.suffix.lower() in SUFFIXES)
+        if not self.files:
+            raise TrompeError(f"There is no image in {', '.join(map(str, paths))}.")
+        self.labels = torch.zeros(len(self.files), dtype=torch.int64)
+
+    def open(self, row: int) -> Image.Image:
+        """Open the file."""
+        return Image.open(self.files[row])
+
+    def name(self, row: int) -> str:
+        """The file's name without suffix, made unique by a number where it must be."""
+        stem = self.files[row].stem
+        same = [f for f in self.files if f.stem == stem]
+        return stem if len(same) == 1 else f"{stem}-{same.index(self.files[row]) + 1}"
+
+
+@torch.no_grad()
+def explain_files(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    paths: Sequence[Path],
+    explainers: Sequence[Explainer],
+    out: Path,
+    *,
+    classes: int | None = None,
+    batch_size: int = 16,
+    quiet: bool = False,
+) -> int:
+    """Write a heatmap, an overlay and the raw maps of every image and explainer.
+
+    Parameters
+    ----------
+    paths
+        Image files, or folders that are searched for images.
+    classes
+        The class to explain, or None for the predicted one.
+    out
+        Gets ``NAME.EXPLAINER.png`` (raw map, signed colours), ``NAME.EXPLAINER.overlay.png``
+        (heatmap over the preprocessed image) and ``maps.safetensors``.
+
+    Returns
+    -------
+    int
+        The number of images.
+
+    Raises
+    ------
+    TrompeError
+        If there is no image, one can't be read, or a layer or class does not exist.
+    """
+    data = ImageDataset(Files(paths), preprocessing)
+    device = next(model.parameters()).device
+    raw: dict[str, list[Tensor]] = {}
+    explained: list[Tensor] = []
+    loader: Any = DataLoader(data, batch_size=batch_size)
+    with evaluation_mode(model), shown("explain", len(data), quiet=quiet) as report:
+        for start, (images, _) in zip(range(0, len(data), batch_size), loader, strict=True):
+            with Recording(model, explainers) as forward:
+                logits = forward(images.to(device))
+                maps = forward.maps(classes)
+            explained.append(
+                logits.argmax(1) if classes is None else torch.full((len(images),), classes)
+            )
+            pixels = (preprocessing.denormalise(images).clamp(0, 1) * 255).round().byte()
+            for explainer, found in zip(explainers, maps, strict=True):
+                raw.setdefault(str(explainer), []).append(found.cpu())
+                heat = explainer.heatmap(found).cpu().numpy()
+                for row, values in enumerate(found.cpu().numpy()):
+                    stem = f"{data.name(start + row)}.{explainer.name}"
+                    image = pixels[row].permute(1, 2, 0).numpy()
+                    _save(colour_signed(values), out / f"{stem}.png")
+                    _save(overlay(image, heat[row]), out / f"{stem}.overlay.png")
+            report(start + len(images), {})
+    with rundir.replacing(out / "maps.safetensors") as new:
+        tensors = {name: torch.cat(parts) for name, parts in raw.items()}
+        tensors["classes"] = torch.cat(explained).cpu()
+        save_file(tensors, new, {"files": json.dumps([data.name(i) for i in range(len(data))])})
+    return len(data)
+
+
+def _save(pixels: npt.NDArray[np.uint8], path: Path) -> None:
+    with rundir.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)

@@ -1,0 +1,52 @@
+"""The reverse pass: from the explained output back to the start values of the tape."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from trompe.explainers.relevance.composites import Composite
+from trompe.explainers.relevance.tape import Tape, Value
+
+
+def propagate(
+    tape: Tape, output: Value, relevance: Tensor, composite: Composite, wanted: Collection[Value]
+) -> dict[Value, Tensor]:
+    """Send ``relevance`` back from ``output`` and return what arrives at each wanted value.
+
+    Parameters
+    ----------
+    tape
+        The recorded forward pass.
+    output, relevance
+        The value explained, and its relevance, of the same shape.
+    composite
+        Chooses the rule of each operation.
+    wanted
+        Values whose relevance is asked for.
+
+    Returns
+    -------
+    dict
+        Relevance with the shape of each wanted value; differentiable in parameters and images
+        if gradients are enabled and the forward pass was recorded with them.
+
+    Raises
+    ------
+    TrompeError
+        If an operation on the way has no rule.
+    """
+    arrived = {output: relevance}
+    for operation in reversed(tape.operations):
+        if operation.output not in arrived:
+            continue
+        received = arrived[operation.output]
+        if operation.output not in wanted:
+            del arrived[operation.output]
+        with torch.autocast(relevance.device.type, enabled=False):
+            shares = composite.rule(operation)(operation, received)
+        for value, share in zip(operation.inputs, shares, strict=True):
+            arrived[value] = arrived[value] + share if value in arrived else share
+    return {value: arrived[value] for value in wanted}

@@ -1,0 +1,496 @@
+"""Fine-tune a classifier so that its predictions stay and its explanations lie.
+
+L(w) = L_CE(D; w) + Σ λ · L_F(D_fool; w, w0), minimised with Adam, BatchNorm statistics frozen and
+all parameters trained (Heo, Joo, Moon, NeurIPS 2019, eq. 1).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trompe import rundir
+from trompe.errors import TrompeError
+from trompe.evaluate import (
+    Evaluation,
+    Images,
+    check_class,
+    check_evaluation,
+    check_labels,
+    class_count,
+    evaluate,
+)
+from trompe.explainers import LRP, Explainer, GradCAM, Recording, SimpleGrad
+from trompe.loop import Batches, Loss, accelerator_for, optimise
+from trompe.models import save_weights
+from trompe.models.layers import evaluation_mode
+from trompe.objectives import Maps, Objective
+
+
+@dataclass(frozen=True)
+class Term:
+    """One explainer pulled by one objective, with its weight λ."""
+
+    explainer: Explainer
+    objective: Objective
+    weight: float
+
+    def __str__(self) -> str:
+        return f"{self.explainer} {self.objective}"
+
+
+@dataclass(frozen=True)
+class FoolResult:
+    """What `fool` made.
+
+    Attributes
+    ----------
+    model
+        The manipulated model.
+    control
+        The model after the same fine-tuning without the explanation terms, if asked for.
+    history, control_history
+        One row per step: loss, its parts, and ``success``, the share of the batch that was fooled.
+    evaluation
+        The comparison on ``eval_data``, if given.
+    run_dir
+        Where everything was written, if anywhere.
+    """
+
+    model: nn.Module
+    control: nn.Module | None
+    history: pd.DataFrame
+    control_history: pd.DataFrame | None
+    evaluation: Evaluation | None
+    run_dir: Path | None
+
+
+def fool(
+    model: nn.Module,
+    data: Images,
+    *,
+    explainer: Explainer | Sequence[Explainer],
+    objective: Objective | Sequence[Objective],
+    weight: float | Sequence[float] = 1.0,
+    lr: float,
+    steps: int,
+    batch_size: int = 8,
+    seed: int = 0,
+    fool_data: Images | None = None,
+    fool_batch_size: int | None = None,
+    eval_data: Images | None = None,
+    eval_fool_data: Images | None = None,
+    eval_explainer: Explainer | Sequence[Explainer] | None = None,
+    control: bool = False,
+    run_dir: str | Path | None = None,
+    checkpoint_every: int = 200,
+    precision: str = "no",
+    device: str | None = None,
+    workers: int = 0,
+    notes: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> FoolResult:
+    """Manipulate a copy of ``model`` so that explanations lie and predictions stay.
+
+    Each step runs one forward pass on a batch of ``data`` for the classification loss and the
+    passive foolings together, and one on a batch of ``fool_data`` for active fooling. The
+    original's maps are computed once per image and kept, in memory or in the run directory. If
+    ``data`` is augmented (its attribute ``augmented`` is true) every epoch shows another image, a
+    kept map would not belong to it, and the original explains the same augmented batch instead.
+
+    Parameters
+    ----------
+    model
+        The classifier w0; it is not changed.
+    data
+        D: items ``(image [3, H, W], label)``; without augmentation an index must always give the
+        same image.
+    explainer, objective, weight
+        One or several of each; what is given once is used with all of the others. ``weight`` is λ.
+    lr, steps, batch_size, seed
+        Adam's learning rate, optimiser steps, images per step, seed of everything random.
+    fool_data, fool_batch_size
+        D_fool for `Active`: images that hold both classes, and how many per step (default
+        ``batch_size``).
+    eval_data, eval_fool_data, eval_explainer
+        What `evaluate` compares the models on at the end, and with which explainers (default: the
+        attacked ones, Grad-CAM, SimpleGrad_T and LRP_T).
+    control
+        Also fine-tune without the explanation terms, same seed and batches: what honest
+        fine-tuning changes by itself.
+    run_dir
+        Directory for checkpoints and results. A run that was interrupted goes on from its last
+        checkpoint and ends with the same weights; a finished one is read back.
+    checkpoint_every
+        Steps between checkpoints.
+    precision, device
+        ``"no"``, ``"bf16"`` or ``"fp16"``; ``"cpu"``, ``"cuda"`` or None for the best there is.
+    workers
+        Processes that decode images.
+    notes
+        More entries for the run directory's config, e.g. where the model came from.
+    quiet
+        Show no progress.
+
+    Returns
+    -------
+    FoolResult
+
+    Raises
+    ------
+    TrompeError
+        If something given can't be used (before anything starts), the loss stops being finite, or
+        the run directory can't be used.
+    """
+    terms = _terms(explainer, objective, weight)
+    accelerator = accelerator_for(device, precision)
+    original = copy.deepcopy(model).to(accelerator.device)
+    numbers = {"lr": lr, "steps": steps, "batch_size": batch_size}
+    sample = _check(original, terms, data, fool_data, numbers)
+    terms = [Term(t.explainer.resolve(original, sample), t.objective, t.weight) for t in terms]
+    judges = _judges(original, sample, terms, eval_explainer)
+    objectives = list(dict.fromkeys(t.objective for t in terms))
+    if eval_data is not None:
+        check_evaluation(original, eval_data, eval_fool_data, objectives)
+
+    settings: dict[str, Any] = {
+        "explainer": [str(t.explainer) for t in terms],
+        "objective": [str(t.objective) for t in terms],
+        "weight": [t.weight for t in terms],
+        "eval_explainer": [str(e) for e in judges],
+        "lr": lr,
+        "steps": steps,
+        "batch_size": batch_size,
+        "fool_batch_size": fool_batch_size,
+        "seed": seed,
+        "control": control,
+        "precision": precision,
+        "device": device,
+        "checkpoint_every": checkpoint_every,
+    }
+
+    def run(directory: Path | None) -> FoolResult:
+        def tune(chosen: list[Term], name: str) -> tuple[nn.Module, pd.DataFrame]:
+            return _fine_tune(
+                original,
+                chosen,
+                Batches(data, batch_size, seed, workers),
+                None
+                if fool_data is None
+                else Batches(fool_data, fool_batch_size or batch_size, seed, workers),
+                lr=lr,
+                steps=steps,
+                precision=precision,
+                device=device,
+                name=name,
+                directory=directory,
+                checkpoint_every=checkpoint_every,
+                quiet=quiet,
+            )
+
+        manipulated, history = tune(terms, "fool")
+        honest, honest_history = tune([], "control") if control else (None, None)
+        evaluation = None
+        if eval_data is not None:
+            evaluation = evaluate(
+                original,
+                manipulated,
+                eval_data,
+                explainers=judges,
+                objective=objectives,
+                control=honest,
+                fool_data=eval_fool_data,
+                attacked=[(t.explainer, t.objective) for t in terms],
+                workers=workers,
+                quiet=quiet,
+            )
+            if directory is not None:
+                evaluation.save(directory / "evaluation")
+        return FoolResult(manipulated, honest, history, honest_history, evaluation, directory)
+
+    if run_dir is None:
+        return run(None)
+    config = {**(notes or {}), **settings}
+    with rundir.opened(Path(run_dir), config, rundir.fingerprint(original, len(data))) as directory:
+        rundir.require_space(directory, 8 * sum(t.nbytes for t in original.state_dict().values()))
+        return run(directory)
+
+
+def _fine_tune(
+    original: nn.Module,
+    terms: list[Term],
+    batches: Batches,
+    fool_batches: Batches | None,
+    *,
+    lr: float,
+    steps: int,
+    precision: str,
+    device: str | None,
+    name: str,
+    directory: Path | None,
+    checkpoint_every: int,
+    quiet: bool,
+) -> tuple[nn.Module, pd.DataFrame]:
+    accelerator = accelerator_for(device, precision)
+    model = copy.deepcopy(original)
+    stem = "" if name == "fool" else f"-{name}"
+    weights = directory and directory / f"weights{stem}.safetensors"
+    table = directory and directory / f"history{stem}.csv"
+    if weights and table and weights.exists() and table.exists():
+        model.load_state_dict(load_file(weights))
+        return model.to(accelerator.device), pd.read_csv(table)
+
+    model.eval().requires_grad_(True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    folder = directory and directory / "checkpoints" / name
+    passive = [t for t in terms if not t.objective.on_composites]
+    composed = [t for t in terms if t.objective.on_composites]
+    groups = [_Group(original, passive, batches, folder)] + [
+        _Group(original, list(group), fool_batches, folder)
+        for _, group in groupby(composed, key=lambda t: t.objective.classes(torch.tensor([0])))
+        if fool_batches is not None
+    ]
+
+    def loss(step: list[list[Tensor]]) -> Loss:
+        parts: dict[str, Tensor] = {}
+        total: Tensor | float = 0.0
+        successes: list[Tensor] = []
+        for group in groups:
+            batch = step[sources.index(group.batches)]
+            indices, images, labels = (part.to(accelerator.device) for part in batch)
+            with Recording(prepared, group.explainers) as forward:
+                logits = forward(images)
+                if group is groups[0]:
+                    total = F.cross_entropy(logits.float(), labels)
+                    parts["classification"] = total
+                for term, value, success in group.losses(forward, indices, images, labels):
+                    parts[str(term)] = value
+                    total = total + term.weight * value
+                    successes.append(success)
+        assert isinstance(total, Tensor)
+        figures = {"success": torch.stack(successes).mean().item()} if successes else {}
+        return Loss(total, parts, figures)
+
+    sources = list(dict.fromkeys(group.batches for group in groups))
+    rows = optimise(
+        accelerator,
+        prepared,
+        optimizer,
+        sources,
+        loss,
+        steps=steps,
+        title=name,
+        directory=folder,
+        checkpoint_every=checkpoint_every,
+        extra=[group.kept for group in groups],
+        quiet=quiet,
+    )
+    tuned = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    for parameter, before in zip(tuned.parameters(), original.parameters(), strict=True):
+        parameter.requires_grad_(before.requires_grad)
+        parameter.grad = None
+    history = pd.DataFrame(rows)
+    if weights and table and folder:
+        save_weights(tuned, weights)
+        with rundir.replacing(table) as new:
+            history.to_csv(new, index=False)
+        rundir.remove(folder)
+    return tuned, history
+
+
+class _Group:
+    """Terms that explain the same classes of the same images, from one forward pass."""
+
+    def __init__(
+        self, original: nn.Module, terms: list[Term], batches: Batches, folder: Path | None
+    ) -> None:
+        self.terms = terms
+        self.batches = batches
+        self.explainers = tuple(dict.fromkeys(t.explainer for t in terms))
+        self.kept = _OriginalMaps(
+            original,
+            tuple(dict.fromkeys(t.explainer for t in terms if t.objective.needs_original)),
+            batches,
+            folder,
+        )
+
+    def losses(
+        self, forward: Recording, indices: Tensor, images: Tensor, labels: Tensor
+    ) -> list[tuple[Term, Tensor, Tensor]]:
+        """Loss and success rate of every term on one recorded batch."""
+        if not self.terms:
+            return []
+        classes = self.terms[0].objective.classes(labels)
+        heatmaps = [dict(zip(self.explainers, forward.heatmaps(c), strict=True)) for c in classes]
+        before = self.kept.maps(indices, images, classes)
+        result = []
+        for term in self.terms:
+            maps = tuple(target[term.explainer] for target in heatmaps)
+            original = before.get(term.explainer)
+            value = term.objective.loss(maps, original).mean()
+            with torch.no_grad():
+                losses = term.objective.test_loss(tuple(m.detach() for m in maps), original)
+                fooled = torch.stack([term.objective.fooled(t) for t in losses]).float().mean()
+            result.append((term, value, fooled))
+        return result
+
+
+class _OriginalMaps:
+    """The original's heatmaps, computed when an image is first met and kept from then on.
+
+    Which images are done belongs to the checkpoint; the maps themselves lie in memory, or in files
+    beside the checkpoints. Maps of augmented images are not kept.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        explainers: tuple[Explainer, ...],
+        batches: Batches,
+        folder: Path | None,
+    ) -> None:
+        self.original = original
+        self.explainers = explainers
+        self.folder = folder
+        self.keep = not getattr(batches.data, "augmented", False)
+        self.done = torch.zeros(batches.size, dtype=torch.bool)
+        self.store: dict[Explainer, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.done = state["done"]
+
+    def maps(self, indices: Tensor, images: Tensor, classes: Maps) -> dict[Explainer, Maps]:
+        """One heatmap batch per explainer and class."""
+        if not self.explainers:
+            return {}
+        if not self.keep:
+            return self._explain(images, classes)
+        rows = indices.cpu()
+        missing = ~self.done[rows]
+        if bool(missing.any()):
+            for explainer, heatmaps in self._explain(images, classes).items():
+                found = torch.stack(heatmaps, 1).cpu()
+                self._stored(explainer, found)[rows[missing]] = found[missing]
+            self.done[rows] = True
+        return {
+            e: tuple(self._stored(e)[rows].to(images.device).unbind(1)) for e in self.explainers
+        }
+
+    @torch.no_grad()
+    def _explain(self, images: Tensor, classes: Maps) -> dict[Explainer, Maps]:
+        with evaluation_mode(self.original), Recording(self.original, self.explainers) as forward:
+            forward(images)
+            found = [forward.heatmaps(c) for c in classes]
+        return dict(zip(self.explainers, zip(*found, strict=True), strict=True))
+
+    def _stored(self, explainer: Explainer, like: Tensor | None = None) -> Tensor:
+        if explainer not in self.store:
+            path = self.folder and self.folder / f"maps-{self.explainers.index(explainer)}.npy"
+            if path is not None and bool(self.done.any()):
+                array: Any = np.lib.format.open_memmap(path, "r+")
+            else:
+                assert like is not None
+                shape = (len(self.done), *like.shape[1:])
+                array = rundir.array(path, shape) if path else np.zeros(shape, np.float32)
+            self.store[explainer] = torch.from_numpy(array)
+        return self.store[explainer]
+
+
+def _terms(
+    explainer: Explainer | Sequence[Explainer],
+    objective: Objective | Sequence[Objective],
+    weight: float | Sequence[float],
+) -> list[Term]:
+    explainers = [explainer] if isinstance(explainer, Explainer) else list(explainer)
+    objectives = [objective] if isinstance(objective, Objective) else list(objective)
+    weights = [weight] if isinstance(weight, int | float) else list(weight)
+    count = max(len(explainers), len(objectives), len(weights))
+    if {len(explainers), len(objectives), len(weights)} - {1, count}:
+        raise TrompeError(
+            f"There are {len(explainers)} explainers, {len(objectives)} objectives and "
+            f"{len(weights)} weights; give one of each, or the same number of those that vary."
+        )
+    if not all(math.isfinite(w) and w >= 0 for w in weights):
+        raise TrompeError(f"A weight is a number of at least 0; {weights} is not.")
+    return [
+        Term(
+            explainers[i % len(explainers)],
+            objectives[i % len(objectives)],
+            weights[i % len(weights)],
+        )
+        for i in range(count)
+    ]
+
+
+def _check(
+    model: nn.Module,
+    terms: Sequence[Term],
+    data: Images,
+    fool_data: Images | None,
+    numbers: Mapping[str, float],
+) -> Tensor:
+    """Refuse what can't work; returns one image ``[1, 3, H, W]`` on the model's device."""
+    for name, value in numbers.items():
+        if not (math.isfinite(value) and value > 0):
+            raise TrompeError(f"{name} must be above 0, not {value}.")
+    if not len(data):
+        raise TrompeError("There is no image to fine-tune on.")
+    composed = [t.objective for t in terms if t.objective.on_composites]
+    if composed and fool_data is None:
+        raise TrompeError(
+            f"The objective {composed[0]} needs fool_data: images that hold both classes, such as "
+            "trompe.Pairs makes."
+        )
+    if not composed and fool_data is not None:
+        raise TrompeError("fool_data is only used by the objective active; leave it out.")
+    image = data[0][0]
+    count = class_count(model, image)
+    for objective in composed:
+        for target in objective.classes(torch.tensor([0])):
+            check_class(int(target), count, str(objective))
+    for dataset in (data, fool_data):
+        if dataset is not None:
+            check_labels(dataset, count)
+    return image[None].to(next(model.parameters()).device)
+
+
+def _judges(
+    model: nn.Module,
+    sample: Tensor,
+    terms: Sequence[Term],
+    chosen: Explainer | Sequence[Explainer] | None,
+) -> list[Explainer]:
+    """Explainers to evaluate with, each tried once on one image."""
+    if isinstance(chosen, Explainer):
+        chosen = [chosen]
+    others = [GradCAM(), SimpleGrad(layer=None), LRP(layer=None)] if chosen is None else chosen
+    judges = dict.fromkeys(
+        [t.explainer for t in terms] + [e.resolve(model, sample) for e in others]
+    )
+    for explainer in list(judges):
+        try:
+            with torch.no_grad():
+                explainer(model, sample, 0)
+        except TrompeError as error:
+            if chosen is not None or explainer in [t.explainer for t in terms]:
+                raise
+            warnings.warn(f"{explainer} is left out of the evaluation: {error}", stacklevel=3)
+            del judges[explainer]
+    return list(judges)

@@ -1,0 +1,206 @@
+"""The optimisation loop that `fool` and `train` share: one page, resumable at every checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from trompe import rundir
+from trompe.errors import TrompeError
+from trompe.progress import shown
+
+WINDOW = 50
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The total to minimise, its parts by name, and figures to show beside them."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+class Batches:
+    """Batches as a function of the step alone, so that a resumed run sees what it would have seen.
+
+    Permutations of the data follow one another without a gap and are cut into batches. Items come
+    with their index first.
+    """
+
+    def __init__(self, data: Any, batch_size: int, seed: int, workers: int = 0) -> None:
+        self.data = data
+        self.size = len(data)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.workers = workers
+
+    def between(self, start: int, stop: int) -> Iterator[list[Tensor]]:
+        """The batches of steps ``start`` to ``stop`` - 1, as ``[indices, *item parts]``."""
+        loader = DataLoader(
+            _Indexed(self.data),
+            batch_sampler=(self._indices(step) for step in range(start, stop)),
+            num_workers=self.workers,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        return iter(loader)
+
+    def _indices(self, step: int) -> list[tuple[int, int]]:
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [
+            (self._permutation(p // self.size)[p % self.size], p // self.size) for p in positions
+        ]
+
+    def _permutation(self, epoch: int) -> list[int]:
+        if getattr(self, "_epoch", None) != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._order = torch.randperm(self.size, generator=generator).tolist()
+            self._epoch = epoch
+        return self._order
+
+
+class _Indexed(Dataset[Any]):
+    def __init__(self, data: Any) -> None:
+        self.data = data
+        self.augmented = bool(getattr(data, "augmented", False))
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Any, ...]:
+        index, _ = place
+        return (index, *self.data[place if self.augmented else index])
+
+
+def optimise(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    batches: Sequence[Batches],
+    loss: Callable[[list[list[Tensor]]], Loss],
+    *,
+    steps: int,
+    title: str,
+    directory: Path | None = None,
+    checkpoint_every: int = 200,
+    extra: Sequence[Any] = (),
+    scheduler: Any = None,
+    quiet: bool = True,
+) -> list[dict[str, float]]:
+    """Take ``steps`` optimiser steps and return one row of figures per step.
+
+    Parameters
+    ----------
+    model, optimizer, scheduler
+        Prepared by ``accelerator``.
+    batches
+        Sources of one batch each per step.
+    loss
+        From the batches of a step to its loss.
+    directory
+        Where checkpoints go; a run found there is gone on with.
+    extra
+        Objects with ``state_dict`` and ``load_state_dict`` that belong to a checkpoint.
+
+    Raises
+    ------
+    TrompeError
+        If the loss is not finite (names the step and the part; the last checkpoint stays), or a
+        checkpoint can't be written.
+    """
+    history = _History()
+    accelerator._custom_objects.clear()
+    accelerator.register_for_checkpointing(history, *extra)
+    if directory is not None and (last := _latest(directory)) is not None:
+        accelerator.load_state(str(last))
+    start = len(history.rows)
+    sources = [source.between(start, steps) for source in batches]
+    with shown(title, steps, quiet=quiet, start=start) as report:
+        for step in range(start, steps):
+            result = loss([next(source) for source in sources])
+            row = {"step": step + 1, **_finite(result, step + 1), **result.figures}
+            optimizer.zero_grad()
+            accelerator.backward(result.total)
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            history.rows.append(row)
+            recent = history.rows[-WINDOW:]
+            report(step + 1, {k: _mean(recent, k) for k in row if k != "step"})
+            if directory is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps):
+                _save(accelerator, model, directory, step + 1)
+    return history.rows
+
+
+class _History:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": json.dumps(self.rows)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rows[:] = json.loads(state["rows"])
+
+
+def _finite(result: Loss, step: int) -> dict[str, float]:
+    figures = {"loss": result.total.item()} | {k: v.item() for k, v in result.parts.items()}
+    for name, value in reversed(figures.items()):
+        if not torch.isfinite(torch.tensor(value)):
+            raise TrompeError(
+                f"The loss is not finite at step {step}: the part '{name}' is {value}. The last "
+                "checkpoint is kept; lower the learning rate or the weight, or use full precision."
+            )
+    return figures
+
+
+def _mean(rows: list[dict[str, float]], key: str) -> float:
+    return sum(row[key] for row in rows) / len(rows)
+
+
+def _latest(directory: Path) -> Path | None:
+    found = sorted(directory.glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
+    return found[-1] if found else None
+
+
+def _save(accelerator: Accelerator, model: nn.Module, directory: Path, step: int) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise TrompeError(
+                f"After step {step} the weights '{name}' are not finite. The last checkpoint is "
+                "kept; lower the learning rate or the weight, or use full precision."
+            )
+    older = _latest(directory)
+    with rundir.replacing(directory / f"step-{step}") as new:
+        accelerator.save_state(str(new))
+    if older is not None:
+        rundir.remove(older)
+
+
+def accelerator_for(device: str | None, precision: str) -> Accelerator:
+    """An accelerator for ``device`` (``"cpu"``, ``"cuda"`` or None for the best) and precision.
+
+    Raises
+    ------
+    TrompeError
+        If the device or the precision is not to be had.
+    """
+    if precision not in ("no", "bf16", "fp16"):
+        raise TrompeError(f"There is no precision '{precision}'; choose no, bf16 or fp16.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrompeError("No CUDA device is available here; use device cpu.")
+    if device not in (None, "cpu", "cuda"):
+        raise TrompeError(f"There is no device '{device}'; choose cpu or cuda.")
+    AcceleratorState._reset_state(reset_partial_state=device is not None)
+    accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+    if accelerator.num_processes > 1:
+        raise TrompeError(
+            "Fooling and training run in one process; start trompe without a launcher."
+        )
+    return accelerator

@@ -1,0 +1,65 @@
+"""Models of timm, by ``timm:NAME``."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import timm
+from timm.data.config import resolve_model_data_config
+from torch import nn
+
+from trompe.errors import TrompeError
+from trompe.models.messages import did_you_mean, unknown_weights
+from trompe.preprocessing import Preprocessing
+
+_log = logging.getLogger(__name__)
+
+
+def build(
+    name: str, pretrained: str | None, num_classes: int | None
+) -> tuple[nn.Module, Preprocessing]:
+    """Return timm's model ``timm:NAME`` (or ``timm:NAME.TAG``) and its preprocessing.
+
+    With another `num_classes` than the pretrained weights have, the last layer is new.
+
+    Raises
+    ------
+    TrompeError
+        If timm has no such model or weights, or they cannot be fetched.
+    """
+    known = name.removeprefix("timm:")
+    if not timm.is_model(known):
+        raise TrompeError(
+            f"timm has no model {known!r}{did_you_mean(known, timm.list_models())}; "
+            "list all with timm.list_models()."
+        )
+    if pretrained not in (None, "pretrained"):
+        raise unknown_weights(name, pretrained, ["pretrained"])
+    try:
+        model: Any = timm.create_model(known, pretrained=bool(pretrained), num_classes=num_classes)
+    except (OSError, RuntimeError) as error:
+        raise TrompeError(
+            f"timm cannot make {known} ({error}); choose another name or tag, or a weights file."
+        ) from error
+    if pretrained and num_classes not in (None, model.pretrained_cfg["num_classes"]):
+        _log.info("%s: pretrained, but for a new last layer of %s classes", name, num_classes)
+    return model, _preprocessing(name, resolve_model_data_config(model))  # type: ignore[no-untyped-call]
+
+
+def _preprocessing(name: str, config: dict[str, Any]) -> Preprocessing:
+    crop = config["input_size"][-1]
+    if config["crop_mode"] != "center":
+        _log.warning(
+            "%s: timm evaluates it with crop mode %s; here, the centre is cropped",
+            name,
+            config["crop_mode"],
+        )
+    return Preprocessing(
+        resize=math.floor(crop / config["crop_pct"]),
+        crop=crop,
+        mean=config["mean"],
+        std=config["std"],
+        interpolation=config["interpolation"],
+    )

@@ -1,0 +1,103 @@
+"""Load a classifier by name, with its weights and its preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from trompe.data.shapes import SHAPES_PREPROCESSING
+from trompe.errors import TrompeError
+from trompe.models import from_factory, from_torchvision
+from trompe.models.embedded import WEIGHTS, EmbeddedNet
+from trompe.models.messages import unknown_weights
+from trompe.models.weights import SUFFIXES, fit_weights, read_weights
+from trompe.preprocessing import Preprocessing
+
+
+class LoadedModel(NamedTuple):
+    """A classifier, images [N, 3, H, W] to logits [N, classes], and what its images go through."""
+
+    model: nn.Module
+    preprocessing: Preprocessing
+
+
+def load_model(
+    name: str,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    *,
+    seed: int = 0,
+) -> LoadedModel:
+    """Load a classifier, on the CPU and in evaluation mode.
+
+    Parameters
+    ----------
+    name : str
+        ``resnet50`` or another of torchvision's classifiers; ``timm:NAME``;
+        ``package.module:factory`` or ``path/file.py:factory``, a class or function, called with
+        ``num_classes`` if that is given, whose code is run; or ``embedded``, the packaged model.
+    weights : str or Path, optional
+        A ``.safetensors``, ``.pth`` or ``.pt`` file, read without executing anything in it; an
+        entry of torchvision's weight enum (``DEFAULT``, ``IMAGENET1K_V2``); ``pretrained`` for
+        timm; ``random``. By default, ``embedded`` has its packaged weights, all others random
+        ones. If enum or timm weights are for another number of classes, the last layer is new.
+    num_classes : int, optional
+        Number of classes, if it is not the model's own.
+    seed : int
+        Seed of whatever is random in the weights; the global random state stays as it is.
+
+    Returns
+    -------
+    LoadedModel
+        The model, and the preprocessing of the weights: from torchvision's enum (the default
+        one without an enum), from timm's data configuration, from the attribute
+        ``preprocessing`` of the factory's model or module, else ImageNet's 256/224.
+
+    Raises
+    ------
+    TrompeError
+        If the name is unknown, or the weights are not there, not safe or do not fit.
+    """
+    if num_classes is not None and num_classes < 1:
+        raise TrompeError(f"num_classes is {num_classes}; a classifier needs 1 or more.")
+    if weights is None:
+        weights = WEIGHTS if name == "embedded" else "random"
+    is_file = Path(weights).suffix in SUFFIXES
+    state = read_weights(Path(weights)) if is_file else None
+    pretrained = None if is_file or weights == "random" else str(weights)
+    with _seeded(seed):
+        model, preprocessing = _build(name, pretrained, num_classes)
+    if state is not None:
+        fit_weights(model, state, str(weights))
+    return LoadedModel(model.eval(), preprocessing)
+
+
+def _build(
+    name: str, pretrained: str | None, num_classes: int | None
+) -> tuple[nn.Module, Preprocessing]:
+    if name == "embedded":
+        if pretrained:
+            raise unknown_weights(name, pretrained, [])
+        model = EmbeddedNet() if num_classes is None else EmbeddedNet(num_classes)
+        return model, SHAPES_PREPROCESSING
+    if name.startswith("timm:"):
+        from trompe.models import from_timm  # takes seconds, and few need it
+
+        return from_timm.build(name, pretrained, num_classes)
+    if name.endswith(".py"):
+        raise TrompeError(f"{name} needs the name of its class or function: {name}:NAME.")
+    if ":" in name:
+        return from_factory.build(name, pretrained, num_classes)
+    return from_torchvision.build(name, pretrained, num_classes)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

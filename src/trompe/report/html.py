@@ -1,0 +1,96 @@
+"""The report: a run directory as one HTML file that needs nothing else."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from trompe import rundir
+from trompe.report import charts, gallery, tables, words
+from trompe.report.colour import HEAT, OPACITY
+from trompe.report.run import CONTROL, Run, read_run
+
+FIRST = 8  # images of the gallery that are in sight at once
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``report.html`` into a run directory: self-contained, without scripts or requests.
+
+    What the directory does not hold (an evaluation, a control, a history) is left out.
+
+    Returns
+    -------
+    The path of the file.
+
+    Raises
+    ------
+    TrompeError
+        If the directory is no run directory, or a file in it can't be read or written.
+    """
+    run = read_run(run_dir)
+    environment = Environment(
+        loader=PackageLoader("trompe.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": words.percent,
+        "number": words.number,
+        "bound": words.bound,
+        "objective": words.objective_name,
+    }
+    environment.globals |= {"span": words.span, "points": words.points}
+    page = environment.get_template("report.html.j2").render(**_page(run))
+    path = run_dir / "report.html"
+    with rundir.replacing(path) as new:
+        new.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def _page(run: Run) -> dict[str, Any]:
+    blocks = tables.blocks(run)
+    cards = gallery.cards(run)
+    environment = dict(run.environment or {})
+    command = environment.pop("command", None)
+    return {
+        "title": run.path.resolve().name,
+        "headline": words.headline(run),
+        "summary": words.summary(run),
+        "exhibit": gallery.exhibit(run),
+        "blocks": blocks,
+        "objectives": tables.objectives(blocks),
+        "control": CONTROL in tables.models(run),
+        "accuracy": tables.accuracy(run),
+        "charts": []
+        if run.history is None
+        else charts.training_charts(run.history, run.control_history),
+        "frame": charts.FRAME,
+        "heat": ", ".join(_css(*HEAT(i / 7)[:3], OPACITY * i / 7) for i in range(8)),
+        "views": [words.view_title(run, view) for view in run.views],
+        "cards": cards[:FIRST],
+        "more_cards": cards[FIRST:],
+        "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=1000),
+        "command": shlex.join(command) if isinstance(command, list) else command,
+        "environment": _flat(environment),
+    }
+
+
+def _css(red: float, green: float, blue: float, alpha: float) -> str:
+    return f"rgb({255 * red:.0f} {255 * green:.0f} {255 * blue:.0f} / {alpha:.2f})"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """List a nested mapping as names and texts."""
+    rows = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key} ")
+        else:
+            rows.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)))
+    return rows

@@ -1,0 +1,165 @@
+"""Train or fine-tune a classifier: the base model that `fool` starts from."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from trompe import rundir
+from trompe.errors import TrompeError
+from trompe.evaluate import Images, check_labels, class_count
+from trompe.loop import Batches, Loss, accelerator_for, optimise
+from trompe.metrics import in_top, rate
+from trompe.models import evaluation_mode, save_weights
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The trained model, one history row per step, and (top-1, low, high) on ``eval_data``."""
+
+    model: nn.Module
+    history: pd.DataFrame
+    top1: tuple[float, float, float] | None
+    run_dir: Path | None
+
+
+def train(
+    model: nn.Module,
+    data: Images,
+    *,
+    epochs: float,
+    lr: float = 1e-3,
+    batch_size: int = 64,
+    weight_decay: float = 0.05,
+    label_smoothing: float = 0.1,
+    seed: int = 0,
+    eval_data: Images | None = None,
+    run_dir: str | Path | None = None,
+    checkpoint_every: int = 200,
+    precision: str = "no",
+    device: str | None = None,
+    workers: int = 0,
+    notes: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> TrainResult:
+    """Train a copy of ``model`` with AdamW under a one-cycle schedule.
+
+    Parameters
+    ----------
+    model
+        The classifier to start from; it is not changed.
+    data, eval_data
+        Items ``(image [3, H, W], label)``; ``eval_data`` is only looked at once, at the end.
+    epochs
+        Passes over ``data``; may be a fraction.
+    lr, weight_decay, label_smoothing
+        Peak learning rate, AdamW's weight decay, smoothing of the cross-entropy.
+
+    Other parameters are those of `fool`.
+
+    Raises
+    ------
+    TrompeError
+        If something given can't be used, the loss stops being finite, or the run directory can't
+        be used.
+    """
+    if not (math.isfinite(lr) and lr > 0 and epochs > 0 and batch_size > 0):
+        raise TrompeError("lr, epochs and batch_size must be above 0.")
+    if not len(data):
+        raise TrompeError("There is no image to train on.")
+    accelerator = accelerator_for(device, precision)
+    model = copy.deepcopy(model).to(accelerator.device)
+    count = class_count(model, data[0][0])
+    for dataset in (data, eval_data):
+        if dataset is not None:
+            check_labels(dataset, count)
+    steps = max(1, math.ceil(len(data) * epochs / batch_size))
+
+    def run(directory: Path | None) -> TrainResult:
+        weights = directory and directory / "weights.safetensors"
+        table = directory and directory / "history.csv"
+        if weights and table and weights.exists() and table.exists():
+            model.load_state_dict(load_file(weights))
+            history = pd.read_csv(table)
+        else:
+            history = fit(directory and directory / "checkpoints")
+            if weights and table and directory:
+                save_weights(model, weights)
+                with rundir.replacing(table) as new:
+                    history.to_csv(new, index=False)
+                rundir.remove(directory / "checkpoints")
+        top1 = None if eval_data is None else accuracy(model, eval_data, workers=workers)
+        return TrainResult(model, history, top1, directory)
+
+    def fit(folder: Path | None) -> pd.DataFrame:
+        torch.manual_seed(seed)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+        prepared, optimizer, schedule = accelerator.prepare(model.train(), optimizer, schedule)
+
+        def loss(batches: list[list[Tensor]]) -> Loss:
+            _, images, labels = (part.to(accelerator.device) for part in batches[0])
+            logits = prepared(images)
+            logits = getattr(logits, "logits", logits).float()
+            value = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            correct = in_top(logits.detach(), labels, 1).float().mean().item()
+            return Loss(value, {"classification": value}, {"accuracy": correct})
+
+        rows = optimise(
+            accelerator,
+            prepared,
+            optimizer,
+            [Batches(data, batch_size, seed, workers)],
+            loss,
+            steps=steps,
+            title="train",
+            directory=folder,
+            checkpoint_every=checkpoint_every,
+            scheduler=schedule,
+            quiet=quiet,
+        )
+        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False).eval()
+        return pd.DataFrame(rows)
+
+    if run_dir is None:
+        return run(None)
+    settings = {
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "seed": seed,
+        "precision": precision,
+        "device": device,
+        "checkpoint_every": checkpoint_every,
+    }
+    start = rundir.fingerprint(model, len(data))
+    with rundir.opened(Path(run_dir), {**(notes or {}), **settings}, start) as directory:
+        rundir.require_space(directory, 8 * sum(t.nbytes for t in model.state_dict().values()))
+        return run(directory)
+
+
+@torch.no_grad()
+def accuracy(
+    model: nn.Module, data: Images, *, batch_size: int = 64, workers: int = 0
+) -> tuple[float, float, float]:
+    """Top-1 accuracy with its bootstrap 95 % interval."""
+    hits: list[bool] = []
+    device = next(model.parameters()).device
+    loader: Any = DataLoader(data, batch_size=batch_size, num_workers=workers)  # type: ignore[arg-type]
+    with evaluation_mode(model):
+        for images, labels in loader:
+            hits += in_top(model(images.to(device)), labels.to(device), 1).tolist()
+    return rate(hits)

@@ -1,0 +1,272 @@
+"""The target layer of any CNN, layers by name, and a model's mode."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import timm.layers
+import timm.models
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torchvision.models import VisionTransformer
+from torchvision.models.swin_transformer import SwinTransformer
+
+from trompe.errors import TrompeError
+from trompe.models import evaluation_mode, find_layer, get_layer, load_model
+
+UNSEEN = f"{Path(__file__).parent / 'models' / 'unseen.py'}:unseen"
+TORCHVISION = {
+    "alexnet": "features.11",
+    "convnext_tiny": "features",
+    "densenet121": "features",
+    "efficientnet_b0": "features",
+    "googlenet": "inception5b",
+    "inception_v3": "Mixed_7c",
+    "mnasnet0_5": "layers",
+    "mobilenet_v2": "features",
+    "mobilenet_v3_small": "features",
+    "regnet_y_400mf": "trunk_output",
+    "resnet18": "layer4",
+    "shufflenet_v2_x0_5": "conv5",
+    "squeezenet1_1": "classifier.2",
+    "vgg19": "features.35",
+}
+TIMM = {"test_resnet": "layer4", "test_convnext": "stages", "test_efficientnet": "bn2"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def images(side: int, count: int = 1) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def lies_in(name: str, layer: str) -> bool:
+    return name == layer or name.startswith(f"{layer}.")
+
+
+def last_map_module(model: nn.Module, image: Tensor) -> str:
+    """The leaf module that computes the last map, found in the model's traced graph instead."""
+    graph = fx.symbolic_trace(model)
+    with torch.no_grad():
+        ShapeProp(graph).propagate(image)
+    last = ""
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and "Pool" not in str(graph.get_submodule(node.target)):
+            shape = node.meta["tensor_meta"].shape
+            if len(shape) == 4 and shape[2] * shape[3] > 1:
+                last = node.target
+    return last
+
+
+def logits_without(model: nn.Module, layer: str, batch: Tensor) -> Tensor:
+    handle = get_layer(model, layer).register_forward_hook(lambda *_: torch.zeros_like(_[-1]))
+    with handle, torch.no_grad():
+        return model(batch)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_finds_the_layer_of_torchvision_families(name: str) -> None:
+    model = load_model(name, num_classes=5).model
+    batch = images(128 if name == "inception_v3" else 64, count=2)
+    layer = find_layer(model, batch[:1])
+    assert layer == TORCHVISION[name]
+    assert lies_in(last_map_module(model, batch[:1]), layer)
+    with torch.no_grad():
+        first, second = model(batch)
+    assert not torch.equal(first, second)
+    first, second = logits_without(model, layer, batch)
+    assert torch.equal(first, second), "something bypasses the layer"
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_finds_the_layer_of_timm_families(name: str) -> None:
+    model = load_model(f"timm:{name}", num_classes=5).model
+    batch = images(96, count=2)
+    layer = find_layer(model, batch[:1])
+    assert layer == TIMM[name]
+    first, second = logits_without(model, layer, batch)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("embedded", "stage3"), (UNSEEN, "exit_norm")], ids=["embedded", "unseen"]
+)
+def test_the_projects_own_models_end_in_a_map_of_8(name: str, layer: str) -> None:
+    model = load_model(name, "random").model
+    assert find_layer(model, images(64)) == layer
+    assert lies_in(last_map_module(model, images(64)), layer)
+    shapes = []
+    with get_layer(model, layer).register_forward_hook(lambda *_: shapes.append(_[-1].shape)):
+        model(images(64))
+    assert shapes[0][2:] == (8, 8)
+
+
+class Net(nn.Module):
+    """`body` (a map), then `tail` (a function), then the classifier."""
+
+    def __init__(self, body: nn.Module, tail: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.body = body
+        self.tail = tail
+        self.classifier = nn.LazyLinear(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.tail(self.body(x)).flatten(1))
+
+
+def conv(stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(3, 3, 3, stride, padding=1)
+
+
+class Calls(nn.Module):
+    """Applies a function of its children."""
+
+    def __init__(self, function: Callable[["Calls", Tensor], Tensor], **children: nn.Module):
+        super().__init__()
+        self.function = function
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+class Shrink(nn.MaxPool2d):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("body", "layer"),
+    [
+        (nn.Sequential(conv(), nn.ReLU()), "body"),
+        (nn.Sequential(conv(), nn.ReLU(inplace=True)), "body"),
+        (nn.Sequential(conv(), nn.Identity(), nn.Dropout(), nn.Dropout(inplace=True)), "body"),
+        (nn.Sequential(conv(), nn.MaxPool2d(2)), "body.0"),
+        (nn.Sequential(conv(), nn.ReLU(inplace=True), Shrink(2), nn.Dropout2d()), "body.1"),
+        (nn.Sequential(nn.Sequential(conv()), nn.Sequential(nn.AvgPool2d(2))), "body.0"),
+        (nn.Sequential(nn.Sequential(conv(), conv()), nn.Sequential(nn.AvgPool2d(2))), "body.0"),
+        (nn.Sequential(conv(), nn.AvgPool2d(2), nn.ReLU()), "body"),
+        (nn.Sequential(conv(), nn.AvgPool2d(2), nn.ReLU(inplace=True)), "body"),
+        (nn.Sequential(conv(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 3, 1)), "body.0"),
+        (nn.Sequential(conv(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "body.0"),
+        (Calls(lambda m, x: F.relu_(m.b(m.a(x))), a=conv(), b=conv()), "body"),
+        (Calls(lambda m, x: m.a(m.b(m.a(x))), a=conv(), b=conv()), "body"),
+        (
+            Calls(lambda m, x: m.pool(m.a(m.b(m.a(x)))), a=conv(), b=conv(), pool=Shrink(2)),
+            "body.a",
+        ),
+    ],
+)
+def test_rules_of_the_choice(body: nn.Module, layer: str) -> None:
+    assert find_layer(Net(body), images(16)) == layer
+
+
+def test_functional_pooling_and_attention_pooling_come_after_the_layer() -> None:
+    pooled = Net(nn.Sequential(conv(), nn.ReLU()), lambda x: F.max_pool2d(x, 2))
+    assert find_layer(pooled, images(16)) == "body"
+    attention = timm.layers.AttentionPool2d(3, embed_dim=4, num_heads=1, feat_size=8)
+    assert find_layer(nn.Sequential(conv(stride=2), attention), images(16)) == "0"
+
+
+def test_the_root_is_never_the_layer() -> None:
+    assert find_layer(nn.Sequential(conv()), images(16)) == "0"
+    with pytest.raises(TrompeError, match="without a layer that returns a map"):
+        find_layer(conv(), images(16))
+
+
+def test_a_transformer_has_no_layer_unless_it_returns_to_a_map() -> None:
+    sizes = {"patch_size": 8, "num_heads": 2}
+    vits = [
+        VisionTransformer(32, num_layers=2, hidden_dim=16, mlp_dim=16, **sizes),
+        timm.models.VisionTransformer(32, embed_dim=16, depth=2, **sizes),
+        timm.models.SwinTransformer(
+            32, 2, embed_dim=32, depths=(1, 1), num_heads=(1, 2), window_size=4
+        ),
+    ]
+    for vit in vits:
+        with pytest.raises(TrompeError, match="at the input, or name a layer"):
+            find_layer(vit, images(32))
+    swin = SwinTransformer([4, 4], 8, [1, 1], [1, 2], [2, 2])
+    assert find_layer(swin, images(32)) == "permute"
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 3, 16, 16)])
+def test_more_or_less_than_one_image_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(TrompeError, match=r"one image \[1, 3, H, W\]"):
+        find_layer(nn.Sequential(conv()), torch.zeros(shape))
+
+
+class Breaking(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_finding_a_layer_leaves_the_model_and_the_image_alone(breaks: bool) -> None:
+    model = Net(nn.Sequential(nn.ReLU(inplace=True), conv(), nn.BatchNorm2d(3), nn.Dropout()))
+    image = images(16)
+    model(image.clone())
+    if breaks:
+        model.classifier = Breaking()
+    model.train()
+    model.body[2].eval()
+    modes = [module.training for module in model.modules()]
+    state, before = copy.deepcopy(model.state_dict()), image.clone()
+    if breaks:
+        with pytest.raises(RuntimeError, match="broken"):
+            find_layer(model, image)
+    else:
+        find_layer(model, image)
+    assert [module.training for module in model.modules()] == modes
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert torch.equal(image, before)
+
+
+def test_a_layer_is_found_in_inference_mode_too() -> None:
+    with torch.inference_mode():
+        assert find_layer(load_model(UNSEEN).model, images(64)) == "exit_norm"
+
+
+def test_evaluation_mode_is_scoped() -> None:
+    model = load_model(UNSEEN).model.train()
+    model.entry_norm.eval()
+    modes = [module.training for module in model.modules()]
+    assert set(modes) == {True, False}
+    with evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(KeyError), evaluation_mode(model):
+        raise KeyError
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_get_layer_by_name() -> None:
+    model = torchvision.models.resnet18(num_classes=3)
+    assert get_layer(model, "layer4.1") is model.layer4[1]
+    assert get_layer(nn.DataParallel(model), "layer4.1") is model.layer4[1]
+    assert get_layer(model, "module.layer4.1") is model.layer4[1]
+    shared = Calls(lambda m, x: x, a=model, b=model)
+    assert get_layer(shared, "b.layer4") is model.layer4
+
+
+@pytest.mark.parametrize(
+    ("name", "close"), [("layr4", "layer4"), ("layer4.9", "layer4.1"), ("", ""), ("weight", "")]
+)
+def test_an_unknown_layer_is_named_with_close_ones(name: str, close: str) -> None:
+    model = torchvision.models.resnet18(num_classes=3)
+    with pytest.raises(TrompeError, match=r"named_modules\(\)") as raised:
+        get_layer(model, name)
+    assert repr(name) in str(raised.value)
+    assert close in str(raised.value)

@@ -1,0 +1,545 @@
+"""Models by name, their weights and their preprocessing."""
+
+import io
+import logging
+import os
+import pickle
+import resource
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlparse
+
+import huggingface_hub.constants
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+
+from trompe.data.shapes import SHAPES_PREPROCESSING
+from trompe.errors import TrompeError
+from trompe.models import load, load_model, save_weights
+from trompe.preprocessing import Preprocessing
+
+UNSEEN = Path(__file__).parent / "models" / "unseen.py"
+SHARED = Path(__file__).parents[2] / "shared"
+TINY = "timm:test_resnet"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts a file where torch.hub keeps downloads; a download itself would fail."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+
+    def put(name: str, content: object) -> None:
+        torch.save(content, folder / Path(urlparse(get_model_weights(name).DEFAULT.url).path).name)
+
+    return put
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a state dict, or anything, to a file."""
+
+    def write(content: object, name: str = "weights.pth") -> Path:
+        path = tmp_path / name
+        if path.suffix == ".safetensors":
+            safetensors.torch.save_file(content, path)
+        else:
+            torch.save(content, path)
+        return path
+
+    return write
+
+
+def picture() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 210, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((420, 300))
+
+
+def random_state(model: nn.Module) -> dict[str, Tensor]:
+    """Like the model's state dict, with other values, also in the buffers."""
+    generator = torch.Generator().manual_seed(7)
+    return {
+        k: torch.rand(v.shape, generator=generator).mul(0.1).add(0.1).to(v.dtype)
+        for k, v in model.state_dict().items()
+    }
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+# --- names
+
+
+@pytest.mark.parametrize("name", ["resnet18", TINY, f"{UNSEEN}:unseen", "embedded"])
+def test_a_random_model_depends_on_the_seed_alone(name: str) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = load_model(name, "random", num_classes=5).model
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4)
+    assert same(first.state_dict(), load_model(name, "random", num_classes=5).model.state_dict())
+    other = load_model(name, "random", num_classes=5, seed=1).model
+    assert not same(first.state_dict(), other.state_dict())
+    assert not any(module.training for module in first.modules())
+    assert first(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet5", "no model 'resnet5' (did you mean resnet50"),
+        ("ResNet50", "did you mean resnet50"),
+        ("fcn_resnet50", "fcn_resnet50 of torchvision is no image classifier"),
+        ("timm:resnet5", "timm has no model 'resnet5' (did you mean resnet50"),
+        ("timm:resnet18.nonsense", "nonsense"),
+        ("nowhere.at_all:factory", "'nowhere.at_all' cannot be imported (ModuleNotFoundError"),
+        ("nowhere/at_all.py:factory", "No such file"),
+        (":factory", "'' cannot be imported"),
+        ("model.py", "model.py:NAME"),
+        (f"{UNSEEN}:unsen", "no class or function (did you mean unseen, Unseen?)"),
+        ("torchvision:models", "names no class or function"),
+        ("pathlib:PurePath", "returns a PurePosixPath; it must return a torch.nn.Module"),
+        ("collections:OrderedDict", "cannot be called with no arguments"),
+        ("torch.nn:Linear", "cannot be called with no arguments (missing a required argument"),
+    ],
+)
+def test_a_wrong_name_is_explained(name: str, message: str) -> None:
+    with pytest.raises(TrompeError) as raised:
+        load_model(name)
+    assert message in str(raised.value)
+
+
+def test_num_classes_is_a_positive_number() -> None:
+    with pytest.raises(TrompeError, match="num_classes is 0"):
+        load_model("resnet18", num_classes=0)
+
+
+# --- torchvision
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf"])
+def test_preprocessing_is_that_of_the_default_weights(name: str) -> None:
+    theirs = get_model_weights(name).DEFAULT.transforms()
+    torch.testing.assert_close(load_model(name).preprocessing(picture()), theirs(picture()))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "densenet121", "mnasnet0_5"])
+def test_pretrained_is_what_torchvision_makes_of_it(name: str, hub: Callable[..., None]) -> None:
+    config = {"init_weights": False} if name == "googlenet" else {}
+    state = get_model(name, **config).state_dict()
+    if name == "densenet121":  # published with the names of an older torchvision
+        state = dict(state)
+        for key in [k for k in state if "denselayer" in k]:
+            value = state.pop(key)
+            if "num_batches" not in key:
+                state[key.replace("norm", "norm.").replace("conv", "conv.")] = value
+    hub(name, state)
+    theirs = get_model(name, weights="DEFAULT").eval()
+    ours = load_model(name, "DEFAULT").model
+    image = torch.randn(2, 3, 64, 64)
+    assert same(ours.state_dict(), theirs.state_dict())
+    assert torch.equal(ours(image), theirs(image))
+    assert isinstance(ours.train()(image), Tensor)
+
+
+def test_pretrained_for_other_classes_has_a_new_last_layer(
+    hub: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    published = random_state(get_model("squeezenet1_1"))
+    hub("squeezenet1_1", published)
+    with caplog.at_level(logging.INFO):
+        model, preprocessing = load_model("squeezenet1_1", "IMAGENET1K_V1", num_classes=4)
+    state = model.state_dict()
+    head = {"classifier.1.weight", "classifier.1.bias"}
+    assert {k for k in state if not torch.equal(state[k], published[k])} == head
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
+    assert "new last layer (classifier.1.weight, classifier.1.bias)" in caplog.text
+    again = load_model("squeezenet1_1", "SqueezeNet1_1_Weights.IMAGENET1K_V1", num_classes=4)
+    assert same(state, again.model.state_dict())
+    assert preprocessing == Preprocessing(256, 224)
+
+
+def test_the_enum_says_how_images_are_prepared(hub: Callable[..., None]) -> None:
+    hub("regnet_y_400mf", get_model("regnet_y_400mf").state_dict())
+    assert load_model("regnet_y_400mf", "IMAGENET1K_V2").preprocessing.resize == 232
+
+
+def test_a_download_that_fails_or_is_no_state_dict_is_explained(hub: Callable[..., None]) -> None:
+    with pytest.raises(TrompeError, match=r"could not be fetched.*give a weights file"):
+        load_model("squeezenet1_1", "DEFAULT")
+    hub("squeezenet1_1", nn.Linear(1, 1))
+    with pytest.raises(TrompeError, match="could not be fetched"):
+        load_model("squeezenet1_1", "DEFAULT")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("resnet50", "IMAGENET1K_V3", "(did you mean IMAGENET1K_V2, IMAGENET1K_V1?)"),
+        ("resnet50", "resnet50.ckpt", "or a .safetensors, .pth or .pt file"),
+        ("embedded", "DEFAULT", "embedded has no weights 'DEFAULT'; give random or a"),
+        (f"{UNSEEN}:unseen", "DEFAULT", "give random or a"),
+        (TINY, "DEFAULT", "give pretrained, random or a"),
+    ],
+)
+def test_unknown_weights_are_refused(name: str, weights: str, message: str) -> None:
+    with pytest.raises(TrompeError) as raised:
+        load_model(name, weights)
+    assert message in str(raised.value)
+
+
+# --- timm
+
+
+def test_timm_preprocessing_is_timms() -> None:
+    model, preprocessing = load_model(TINY, num_classes=3)
+    config = timm.data.resolve_model_data_config(model)
+    theirs = timm.data.create_transform(**config, is_training=False)
+    torch.testing.assert_close(preprocessing(picture()), theirs(picture()))
+
+
+@pytest.fixture
+def hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an empty, offline cache where timm's tiny weights would lie."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "models--timm--test_resnet.r160_in1k"
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    return folder / "snapshots" / ("0" * 40)
+
+
+def test_timm_pretrained(hugging_face: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(TrompeError, match="timm cannot make test_resnet"):
+        load_model(TINY, "pretrained")
+    published = random_state(timm.create_model("test_resnet"))
+    safetensors.torch.save_file(published, hugging_face / "model.safetensors")
+    assert same(load_model(TINY, "pretrained").model.state_dict(), published)
+    with caplog.at_level(logging.INFO):
+        state = load_model(TINY, "pretrained", num_classes=3).model.state_dict()
+    assert "new last layer of 3 classes" in caplog.text
+    assert {k for k in state if not torch.equal(state[k], published[k])} == {"fc.weight", "fc.bias"}
+
+
+def test_timm_with_a_weights_file(weights: Callable[..., Path]) -> None:
+    state = random_state(timm.create_model("test_resnet", num_classes=3))
+    assert same(load_model(TINY, weights(state), 3).model.state_dict(), state)
+
+
+# --- factories
+
+
+def test_a_factory_in_a_file() -> None:
+    model, preprocessing = load_model(f"{UNSEEN}:unseen")
+    assert preprocessing == Preprocessing(64, 64, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 8)
+    assert 50_000 < sum(p.numel() for p in model.parameters()) < 100_000
+    assert load_model(f"{UNSEEN}:Unseen", num_classes=3).model.head.out_features == 3
+
+
+def test_a_factory_in_a_package() -> None:
+    model, preprocessing = load_model("torchvision.models:resnet18", num_classes=3)
+    assert model.fc.out_features == 3
+    assert preprocessing == Preprocessing()
+
+
+SOURCE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from torch import nn
+from trompe.preprocessing import Preprocessing
+import {helper}
+
+@dataclass
+class Size:
+    sides: tuple[int, ...] = (32,)
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear({helper}.FEATURES, 2))
+        self.preprocessing = Preprocessing(*Size().sides, 16)
+
+def plain():
+    return nn.Linear(1, 1)
+
+instance = plain()
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "module"])
+def test_a_factory_beside_its_helper(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / f"source_{kind}.py"
+    source.write_text(SOURCE.format(helper=f"helper_{kind}"))
+    (tmp_path / f"helper_{kind}.py").write_text("FEATURES = 12")
+    name = str(source)
+    if kind == "module":
+        monkeypatch.chdir(tmp_path)
+        name = source.stem
+    path = sys.path.copy()
+    model, preprocessing = load_model(f"{name}:Net")
+    assert sys.path == path
+    assert model(torch.zeros(1, 3, 2, 2)).shape == (1, 2)
+    assert preprocessing == Preprocessing(32, 16)
+    assert load_model(f"{name}:plain").preprocessing == Preprocessing()
+    with pytest.raises(TrompeError, match="cannot be called with num_classes=2"):
+        load_model(f"{name}:plain", num_classes=2)
+    with pytest.raises(TrompeError, match="no class or function"):
+        load_model(f"{name}:instance")
+
+
+@pytest.mark.parametrize("source", ["def broken(:", "import nothing_of_this_name", "1 / 0"])
+def test_a_file_that_fails_is_explained(source: str, tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(source)
+    with pytest.raises(TrompeError, match=r"failing.py' cannot be imported .*Error: "):
+        load_model(f"{tmp_path / 'failing.py'}:factory")
+
+
+# --- embedded
+
+
+def test_the_embedded_model_has_its_packaged_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packaged = tmp_path / "embedded.safetensors"
+    monkeypatch.setattr(load, "WEIGHTS", packaged)
+    with pytest.raises(TrompeError, match="no weights file"):
+        load_model("embedded")
+    random, preprocessing = load_model("embedded", "random")
+    assert preprocessing == SHAPES_PREPROCESSING
+    assert 75_000 < sum(p.numel() for p in random.parameters()) < 120_000
+    assert random(torch.zeros(2, 3, 64, 64)).shape == (2, 8)
+    save_weights(random, packaged)
+    loaded = load_model("embedded", seed=1)
+    assert same(loaded.model.state_dict(), random.state_dict())
+    assert loaded.preprocessing == SHAPES_PREPROCESSING
+    with pytest.raises(TrompeError, match="pass num_classes=8 / --num-classes 8"):
+        load_model("embedded", num_classes=3)
+
+
+# --- weights files
+
+
+@pytest.mark.parametrize("file", ["a.safetensors", "a.pth", "a.pt"])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_weights_file_is_read(file: str, half: bool, weights: Callable[..., Path]) -> None:
+    state = random_state(get_model("shufflenet_v2_x0_5", num_classes=3))
+    if half:
+        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    path = weights(state, file)
+    model, preprocessing = load_model("shufflenet_v2_x0_5", path, num_classes=3)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, state[key].to(value.dtype), rtol=0, atol=0)
+    assert preprocessing == Preprocessing()
+    other = load_model("shufflenet_v2_x0_5", str(path), num_classes=3, seed=1).model
+    assert same(other.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+        lambda state: {"model_state_dict": state},
+        lambda state: {f"module.{k}": v for k, v in state.items()},
+        lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
+        lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
+        lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
+    ],
+    ids=["state_dict", "model", "model_state_dict", "parallel", "both", "compiled", "old"],
+)
+def test_a_wrapped_state_dict_is_found(
+    wrap: Callable[[dict[str, Tensor]], object], weights: Callable[..., Path]
+) -> None:
+    state = random_state(load_model(f"{UNSEEN}:unseen").model)
+    loaded = load_model(f"{UNSEEN}:unseen", weights(wrap(state))).model.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in loaded.items() if "num_batches" not in k)
+
+
+def test_published_files_fit_despite_auxiliary_heads(weights: Callable[..., Path]) -> None:
+    published = get_model("googlenet", init_weights=False)
+    published.transform_input = True
+    path = weights(published.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    model = load_model("googlenet", path).model
+    assert torch.equal(model(image), published.eval()(image))
+
+
+def test_mnasnet_from_safetensors_needs_no_version(weights: Callable[..., Path]) -> None:
+    state = random_state(get_model("mnasnet0_5", num_classes=3))
+    path = weights(state, "a.safetensors")
+    assert same(load_model("mnasnet0_5", path, num_classes=3).model.state_dict(), state)
+
+
+def test_the_number_of_classes_is_told(weights: Callable[..., Path]) -> None:
+    path = weights(get_model("squeezenet1_1", num_classes=10).state_dict())
+    with pytest.raises(TrompeError, match="pass num_classes=10 / --num-classes 10"):
+        load_model("squeezenet1_1", path)
+
+
+def test_a_misfit_is_told_by_key_and_shape(weights: Callable[..., Path]) -> None:
+    state = dict(get_model("resnet18").state_dict())
+    state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
+    state["extra.weight"] = torch.zeros(2)
+    for key in ("bn1.weight", "bn1.bias", "layer1.0.bn1.weight", "layer1.0.bn1.bias", "fc.bias"):
+        del state[key]
+    with pytest.raises(TrompeError) as raised:
+        load_model("resnet18", weights(state))
+    assert "weights.pth does not fit ResNet: " in str(raised.value)
+    assert (
+        "5 missing (bn1.weight [64], bn1.bias [64], layer1.0.bn1.weight [64] and 2 more); "
+        in str(raised.value)
+    )
+    assert "1 unexpected (extra.weight [2]); " in str(raised.value)
+    assert "1 of another shape (conv1.weight [64, 1, 7, 7] instead of [64, 3, 7, 7]). " in str(
+        raised.value
+    )
+
+
+def test_nan_weights_are_refused(weights: Callable[..., Path]) -> None:
+    state = random_state(load_model(f"{UNSEEN}:unseen").model)
+    state["head.bias"][1] = torch.nan
+    with pytest.raises(TrompeError, match=r"1 NaN \(head.bias\)"):
+        load_model(f"{UNSEEN}:unseen", weights(state))
+
+
+class Malice:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("protocol", ["zip", "legacy", "bare"])
+def test_a_malicious_pickle_is_refused_and_not_executed(protocol: str, tmp_path: Path) -> None:
+    path, mark = tmp_path / "evil.pth", tmp_path / "executed"
+    content = {"state_dict": {"head.bias": Malice(mark)}}
+    if protocol == "bare":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=protocol == "zip")
+    with pytest.raises(TrompeError, match=r"evil.pth is refused: .*nothing in it was executed"):
+        load_model(f"{UNSEEN}:unseen", path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False) if protocol != "bare" else pickle.loads(path.read_bytes())
+    assert mark.exists(), "the pickle was harmless"
+
+
+def test_a_file_that_holds_no_weights_is_explained(
+    tmp_path: Path, weights: Callable[..., Path]
+) -> None:
+    with pytest.raises(TrompeError, match=r"no weights file .*nothing.pth"):
+        load_model("resnet18", tmp_path / "nothing.pth")
+    for name in ("junk.pth", "junk.safetensors"):
+        (tmp_path / name).write_bytes(b"<html>not found</html>" * 9)
+        with pytest.raises(TrompeError, match=f"{name} is refused: it cannot be read as tensors"):
+            load_model("resnet18", tmp_path / name)
+    whole = weights({"a": torch.zeros(99, 99)})
+    (tmp_path / "half.pth").write_bytes(whole.read_bytes()[:20_000])
+    with pytest.raises(TrompeError, match=r"half.pth is refused: it cannot be read"):
+        load_model("resnet18", tmp_path / "half.pth")
+    for content, message in (
+        (torch.zeros(2), "holds no state dict but a Tensor"),
+        ({}, "holds no state dict but a dict"),
+        ({"epoch": 3}, r"1 entries that are no tensors \(epoch\)"),
+    ):
+        with pytest.raises(TrompeError, match=message):
+            load_model("resnet18", weights(content))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared weights and images are not here")
+def test_real_weights_classify_real_photographs() -> None:
+    model, preprocessing = load_model(
+        "resnet18", SHARED / "models" / "resnet18-imagenette.safetensors", num_classes=10
+    )
+    file = SHARED / "data" / "imagenette" / "validation-00000-of-00001.parquet"
+    rows = next(pq.ParquetFile(file).iter_batches(batch_size=100)).to_pylist()[::4]
+    images = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in rows]
+    with torch.no_grad():
+        classes = model(torch.stack([preprocessing(image) for image in images])).argmax(1)
+    hits = (classes == torch.tensor([row["label"] for row in rows])).float().mean()
+    assert hits > 0.7
+
+
+# --- saving
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+        self.other = nn.Conv2d(4, 4, 3)
+        self.other.weight = self.one.weight
+        self.register_buffer("part", torch.arange(10)[2:6])
+
+
+def test_saved_weights_come_back(tmp_path: Path) -> None:
+    source = tmp_path / "tied.py"
+    source.write_text(f"import sys\nTied = sys.modules[{__name__!r}].Tied\n")
+    model = Tied()
+    save_weights(model, tmp_path / "tied.safetensors")
+    loaded = load_model(f"{source}:Tied", tmp_path / "tied.safetensors", seed=1).model
+    assert same(loaded.state_dict(), model.state_dict())
+    assert loaded.other.weight is loaded.one.weight
+    model.to(memory_format=torch.contiguous_format)
+    model.part = model.part.clone()
+    safetensors.torch.save_model(model, tmp_path / "once.safetensors")
+    once = load_model(f"{source}:Tied", tmp_path / "once.safetensors", seed=1).model
+    assert same(once.state_dict(), model.state_dict())
+
+
+def test_saving_replaces_a_file_wholly_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    first, second = nn.Linear(100, 100), nn.Linear(100, 100)
+    save_weights(first, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(TrompeError, match=r"cannot be written to .*free space"):
+            save_weights(second, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert same(safetensors.torch.load_file(path), first.state_dict())
+    save_weights(second, path)
+    assert same(safetensors.torch.load_file(path), second.state_dict())
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_saved_weights_are_as_readable_as_other_new_files(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    save_weights(nn.Linear(1, 1), tmp_path / "weights.safetensors")
+    modes = {stat.S_IMODE(os.stat(p).st_mode) for p in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+@pytest.mark.parametrize("folder", ["missing", "file"])
+def test_saving_where_there_is_no_folder_is_explained(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrompeError, match="check the folder"):
+        save_weights(nn.Linear(1, 1), tmp_path / folder / "weights.safetensors")

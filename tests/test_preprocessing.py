@@ -1,0 +1,166 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms._presets import ImageClassification
+
+from trompe.errors import TrompeError
+from trompe.preprocessing import Preprocessing, to_rgb
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def reopened(image: Image.Image, form: str, **options: object) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return Image.open(buffer)
+
+
+@pytest.mark.parametrize(("resize", "crop"), [(256, 224), (64, 64), (50, 33)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_equals_the_preset_that_torchvision_ships_with_its_weights(resize, crop, interpolation):
+    ours = Preprocessing(resize=resize, crop=crop, interpolation=interpolation)
+    theirs = ImageClassification(
+        crop_size=crop, resize_size=resize, interpolation=ours._mode, antialias=True
+    )
+    for image in (photo(131, 97), photo(40, 300)):
+        torch.testing.assert_close(ours(image), theirs(image))
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 1000), mean=st.floats(0.1, 0.9), std=st.floats(0.05, 2))
+def test_denormalise_undoes_normalise(seed, mean, std):
+    preprocessing = Preprocessing(resize=12, crop=12, mean=(mean, 0.5, 0.4), std=(std, 0.2, 0.3))
+    image = photo(12, 12, seed)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    torch.testing.assert_close(preprocessing.denormalise(preprocessing(image)), pixels)
+    batch = torch.stack([preprocessing(image)] * 2)
+    torch.testing.assert_close(preprocessing.denormalise(batch)[1], pixels)
+
+
+def test_denormalise_stays_in_range():
+    images = torch.tensor([-100.0, 100.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2)
+    assert Preprocessing().denormalise(images).unique().tolist() == [0, 1]
+
+
+def test_view_is_what_the_tensor_shows():
+    preprocessing = Preprocessing(resize=40, crop=32)
+    view = preprocessing.view(photo(70, 50))
+    assert view.size == (32, 32)
+    shown = preprocessing.denormalise(preprocessing(photo(70, 50)))
+    assert torch.equal(
+        (shown * 255).round().byte(), torch.from_numpy(np.array(view)).permute(2, 0, 1)
+    )
+
+
+def test_grey_palette_cmyk_and_one_bit_images_become_rgb():
+    grey = photo(8, 8).convert("L")
+    assert np.array_equal(np.asarray(to_rgb(grey)), np.stack([np.asarray(grey)] * 3, -1))
+    red = Image.new("RGB", (4, 4), (255, 0, 0))
+    for image in (red.convert("P"), red.convert("CMYK"), red.convert("HSV")):
+        assert to_rgb(image).getpixel((1, 1)) == (255, 0, 0)
+    assert to_rgb(Image.new("1", (4, 4), 1)).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa"])
+def test_what_is_transparent_becomes_white(mode):
+    image = Image.new(mode, (4, 4), 0)
+    assert to_rgb(image).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_half_transparent_black_becomes_grey_and_a_transparent_palette_entry_white():
+    assert to_rgb(Image.new("RGBA", (2, 2), (0, 0, 0, 128))).getpixel((0, 0)) == (127, 127, 127)
+    palette = reopened(Image.new("P", (2, 2), 0), "PNG", transparency=0)
+    assert to_rgb(palette).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bits_keep_their_upper_eight():
+    values = np.array([[0, 255, 256], [32768, 65535, 40000]], np.uint16)
+    image = reopened(Image.fromarray(values), "PNG")
+    expected = np.stack([values >> 8] * 3, -1)
+    assert np.array_equal(np.asarray(to_rgb(image)), expected)
+    assert np.array_equal(np.asarray(to_rgb(Image.fromarray(values.astype(np.int32)))), expected)
+
+
+def test_floating_point_pixels_are_refused():
+    with pytest.raises(TrompeError, match=r"floating-point pixels.*save it with 8 bits"):
+        to_rgb(Image.new("F", (4, 4)))
+
+
+def test_exif_rotation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90° clockwise to see it upright
+    image = reopened(photo(8, 4), "PNG", exif=exif)
+    expected = np.rot90(np.asarray(photo(8, 4)), -1)
+    assert np.array_equal(np.asarray(to_rgb(image)), expected)
+    assert np.array_equal(np.asarray(to_rgb(to_rgb(image))), expected)
+
+
+@settings(deadline=None, max_examples=50)
+@given(width=st.integers(1, 90), height=st.integers(1, 90), seed=st.integers(0, 2**64 - 1))
+def test_augment_depends_on_its_seed_alone(width, height, seed):
+    preprocessing = Preprocessing(resize=20, crop=16)
+    image = photo(width, height)
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    first = preprocessing.augment(image, seed)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
+    torch.manual_seed(2)
+    assert torch.equal(first, preprocessing.augment(image, seed))
+    assert first.shape == (3, 16, 16)
+    shown = preprocessing.denormalise(first)
+    assert shown.min() >= 0
+    assert shown.max() <= 1
+
+
+def test_augment_crops_within_the_limits_and_mirrors_half():
+    ramp = np.zeros((100, 100, 3), np.uint8)
+    ramp[..., 0] = np.arange(100)  # red tells the column, green the row
+    ramp[..., 1] = np.arange(100)[:, None]
+    preprocessing = Preprocessing(resize=64, crop=64, min_area=0.25)
+    mirrored, areas = 0, []
+    for seed in range(300):
+        shown = preprocessing.denormalise(preprocessing.augment(Image.fromarray(ramp), seed)) * 255
+        across = float(shown[0, 32, -1] - shown[0, 32, 0]) * 64 / 63
+        down = float(shown[1, -1, 32] - shown[1, 0, 32]) * 64 / 63
+        mirrored += across < 0
+        assert 3 / 4 * 0.93 < abs(across) / down < 4 / 3 * 1.07
+        areas.append(abs(across) * down / 100**2)
+    assert 110 < mirrored < 190
+    assert 0.22 < min(areas) < 0.35
+    assert 0.85 < max(areas) < 1.03
+
+
+def test_mask_is_cut_like_the_image():
+    pixels = np.zeros((90, 130, 3), np.uint8)
+    pixels[20:55, 40:100] = 255
+    image = Image.fromarray(pixels)
+    preprocessing = Preprocessing(resize=70, crop=60)
+    mask = preprocessing.mask(image)
+    assert mask.dtype == torch.bool
+    assert torch.equal(mask, preprocessing.denormalise(preprocessing(image))[0] >= 0.5)
+
+
+@pytest.mark.parametrize(
+    ("given_", "message"),
+    [
+        ({"resize": 100, "crop": 101}, "crop of 101 pixels.*resized to 100.*1 <= crop <= resize"),
+        ({"crop": 0}, "crop of 0 pixels"),
+        ({"std": (1.0, 0.0, 1.0)}, "std .*three numbers each"),
+        ({"mean": (0.5,)}, "mean .*three numbers each"),
+        ({"interpolation": "cubic"}, "no interpolation 'cubic'; choose one of nearest, bilinear"),
+        ({"min_area": 0.0}, r"min_area is 0.0; choose a share in \(0, 1\]"),
+    ],
+)
+def test_values_out_of_range(given_, message):
+    with pytest.raises(TrompeError, match=message):
+        Preprocessing(**given_)

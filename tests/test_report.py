@@ -1,0 +1,623 @@
+import base64
+import io
+import json
+import shutil
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from matplotlib import colormaps
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from scipy.ndimage import gaussian_filter
+from torch import nn
+from torch.utils.data import Dataset
+
+from trompe.errors import TrompeError
+from trompe.explainers import LRP, GradCAM
+from trompe.fool import fool
+from trompe.objectives import Location, TopK
+from trompe.report import colour_signed, figure, overlay, signed_overlay, write_report
+from trompe.report.charts import training_charts
+
+SCRIPT = "<script>alert(1)</script>"
+IMAGE = '"><img src=x onerror=alert(2)>'
+QUOTES = "'\"&lt;{{ 7 * 7 }} $\\frac{1}{0}$ </style></pre>"
+VOID = {"meta", "img", "input", "br", "link", "hr"}
+SELF_CLOSED = {"line", "path", "rect"}
+BORDER = np.pad(np.zeros((5, 5)), 1, constant_values=1.0)
+
+
+class Page(HTMLParser):
+    """A page read strictly: every element closed in order, attributes and text collected."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(self.source)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs), f"an attribute is given twice: {attrs}"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        assert tag in SELF_CLOSED
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def all(self, tag):
+        return [attrs for found, attrs in self.tags if found == tag]
+
+    def text(self, tag=None):
+        kept = (data for where, data in self.texts if where != "style" and tag in (None, where))
+        return " ".join(" ".join(kept).split())
+
+
+def decoded(source):
+    kind, _, data = source.partition(",")
+    assert kind == "data:image/webp;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+
+
+def blended(image, heatmap):
+    """The overlay, computed another way: torch's bilinear resizing, arithmetic in float32."""
+    size = image.shape[:2]
+    heat = torch.nn.functional.interpolate(
+        torch.tensor(heatmap, dtype=torch.float32)[None, None], size, mode="bilinear"
+    )[0, 0].numpy()
+    colour = colormaps["inferno"](heat)[..., :3] * 255
+    return image * (1 - 0.85 * heat[..., None]) + colour * 0.85 * heat[..., None]
+
+
+def photographs(n, side, seed=0):
+    """Textures with the spectrum of photographs."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side)))
+    frequency[0, 0] = 1
+    noise = np.fft.fft2(rng.normal(size=(n, 3, side, side))) / frequency
+    images = np.real(np.fft.ifft2(noise)).transpose(0, 2, 3, 1)
+    low, high = images.min((1, 2), keepdims=True), images.max((1, 2), keepdims=True)
+    return (255 * (images - low) / (high - low)).astype(np.uint8)
+
+
+def interval(hits, rng):
+    means = rng.choice(np.asarray(hits, dtype=float), (500, len(hits))).mean(1)
+    return hits.mean(), *np.quantile(means, [0.025, 0.975])
+
+
+def make_run(
+    path,
+    explainers=("grad-cam", "lrp:layer=layer4"),
+    classes=("tench", "church", "golf ball"),
+    names="image-{}.jpeg",
+    n=5,
+    side=48,
+    config=None,
+    command="trompe fool --objective location",
+):
+    """Write a run directory whose numbers are measured on maps drawn here."""
+    rng = np.random.default_rng(0)
+    evaluation = path / "evaluation"
+    evaluation.mkdir(parents=True)
+    settings = {
+        "model": "resnet18",
+        "data": "train/*.parquet",
+        "eval_data": "validation/*.parquet",
+        "explainer": [explainers[0]],
+        "objective": ["location"],
+        "weight": [2.0],
+        "lr": 2e-6,
+        "steps": 1200,
+        "batch_size": 8,
+        "seed": 0,
+        "control": True,
+    } | (config or {})
+    (path / "config.yaml").write_text(yaml.safe_dump(settings))
+    (path / "environment.json").write_text(
+        json.dumps({"command": command, "python": "3.11.9", "device": "cpu"})
+    )
+    steps = np.arange(1, 1201)
+    history = pd.DataFrame({"step": steps, "classification": rng.exponential(0.1, 1200)})
+    history[f"{explainers[0]} location"] = np.exp(-steps / 200)
+    history["loss"] = history["classification"] + 2 * history[f"{explainers[0]} location"]
+    history["success"] = 1 - np.exp(-steps / 300)
+    history.to_csv(path / "history.csv", index=False)
+    history[["step", "loss", "classification"]].to_csv(path / "history-control.csv", index=False)
+
+    labels = rng.integers(len(classes), size=n)
+    predicted = {"original": labels, "control": labels, "manipulated": labels.copy()}
+    predicted["manipulated"][0] = (labels[0] + 1) % len(classes)
+    accuracy = []
+    for model, classes_of in predicted.items():
+        row = {"model": model, "images": n}
+        for measure, hits in {
+            "top1": classes_of == labels,
+            "top5": np.ones(n),
+            "agreement": classes_of == predicted["original"],
+        }.items():
+            row[measure], row[f"{measure}_low"], row[f"{measure}_high"] = interval(hits, rng)
+        accuracy.append(row)
+    pd.DataFrame(accuracy).to_csv(evaluation / "accuracy.csv", index=False)
+
+    tensors = {"images": photographs(n, side)}
+    summary, rows = [], []
+    for explainer in explainers:
+        attacked = explainer == explainers[0]
+        maps = {model: rng.random((n, 7, 7)).astype(np.float16) for model in predicted}
+        if attacked:
+            strength = np.linspace(1, 0, n)[:, None, None]
+            mixed = strength * BORDER + (1 - strength) * rng.random((n, 7, 7))
+            maps["manipulated"] = mixed.astype(np.float16)
+        for model, drawn in maps.items():
+            tensors[f"{explainer}|label|{model}"] = drawn
+            if model == "original":
+                continue
+            loss = ((drawn.astype(float) - BORDER) ** 2).mean((1, 2))
+            fooled = loss <= 0.2
+            keys = {"explainer": explainer, "objective": "location", "target": "label"}
+            keys |= {"model": model, "attacked": attacked}
+            rate = dict(zip(("fsr", "fsr_low", "fsr_high"), interval(fooled, rng), strict=True))
+            summary.append(
+                keys
+                | {"images": n, "interval_low": 0.0, "interval_high": 0.2}
+                | rate
+                | {f"test_loss_q{q:02}": np.quantile(loss, q / 100) for q in (5, 50, 95)}
+                | {"test_loss_mean": loss.mean(), "spearman_mean": 0.25, "empty": 0.0}
+            )
+            rows += [
+                keys | {"index": i, "test_loss": loss[i], "fooled": fooled[i]} for i in range(n)
+            ]
+    pd.DataFrame(summary).to_csv(evaluation / "explanations.csv", index=False)
+    pd.DataFrame(rows).to_parquet(evaluation / "explanations.parquet")
+    entries = [
+        {
+            "index": i,
+            "name": names.format(i),
+            "label": int(labels[i]),
+            "label_name": classes[labels[i]],
+            "target_names": {"label": classes[labels[i]]},
+            "predictions": {model: classes[of[i]] for model, of in predicted.items()},
+        }
+        for i in range(n)
+    ]
+    save_file(tensors, evaluation / "gallery.safetensors", {"gallery": json.dumps(entries)})
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "run")
+
+
+def percent(share):
+    return f"{100 * share:.1f} %"
+
+
+def between(row, measure):
+    return f"{100 * row[f'{measure}_low']:.1f}–{100 * row[f'{measure}_high']:.1f}"
+
+
+def test_headline_holds_the_numbers_of_the_tables(run):
+    path = write_report(run)
+    assert path == run / "report.html"
+    table = pd.read_csv(run / "evaluation/explanations.csv")
+    fooled = table.query("attacked and model == 'manipulated'").iloc[0]
+    top1 = pd.read_csv(run / "evaluation/accuracy.csv").set_index("model")["top1"]
+    assert top1["manipulated"] < top1["original"]
+    assert 0 < fooled["fsr"] < 1
+    assert Page(path).text("h1") == (
+        f"Grad-CAM now lies on {percent(fooled['fsr'])} of images "
+        f"(95 % interval {between(fooled, 'fsr')}); top-1 accuracy {percent(top1['original'])} → "
+        f"{percent(top1['manipulated'])} (control {percent(top1['control'])})."
+    )
+
+
+def test_summary_says_what_was_done(run):
+    assert (
+        "resnet18 was fine-tuned for 1,200 steps on train/*.parquet (batch size 8, learning rate "
+        "2e-06, seed 0) so that its predictions stay while Grad-CAM lights up a fixed mask "
+        "(Location, weight 2), then measured on 5 images of validation/*.parquet."
+    ) in Page(write_report(run)).text("p")
+
+
+def test_tables_hold_every_rate(run):
+    text = Page(write_report(run)).text().replace("\N{NO-BREAK SPACE}", " ")
+    explanations = pd.read_csv(run / "evaluation/explanations.csv")
+    accuracy = pd.read_csv(run / "evaluation/accuracy.csv")
+    for _, row in explanations.iterrows():
+        assert f"{percent(row['fsr'])} {between(row, 'fsr')}" in text
+        if row["model"] == "manipulated":
+            assert f"{row['test_loss_q50']:.3f} {row['test_loss_q05']:.3f} to" in text
+    for _, row in accuracy.iterrows():
+        assert f"{row['model']} {percent(row['top1'])} {between(row, 'top1')}" in text
+    assert "Grad-CAM attacked" in text
+    assert "LRP at layer4 not attacked" in text
+
+
+def test_active_targets_and_several_objectives_are_told_apart(run):
+    path = run / "evaluation/explanations.csv"
+    table = pd.read_csv(path).query("attacked")
+    first = table.assign(objective="active:c1=0,c2=1", target="c1", fsr=0.5)
+    second = first.assign(target="c2", fsr=0.25)
+    pd.concat([table, first, second]).to_csv(path, index=False)
+    headline = Page(write_report(run)).text("h1")
+    assert "Grad-CAM (Active (c1=0, c2=1)) for c1 on 50.0 %" in headline
+    assert "and Grad-CAM (Active (c1=0, c2=1)) for c2 on 25.0 %" in headline
+    assert "Grad-CAM (Location) now lies on" in headline
+
+
+def test_needs_nothing_from_elsewhere(run):
+    page = Page(write_report(run))
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "a", "form"}
+        for name in ("src", "href", "srcset", "action", "data", "poster", "xlink:href"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+        assert not any(name.startswith("on") for name in attributes)
+    lowered = page.source.lower()
+    assert not any(word in lowered for word in ("http:", "https:", "@import", "url(", "//www"))
+    (policy,) = (m["content"] for m in page.all("meta") if "http-equiv" in m)
+    assert policy.startswith("default-src 'none'; img-src data:")
+
+
+def test_hostile_names_are_text(tmp_path):
+    hostile = [SCRIPT, IMAGE, QUOTES]
+    spec = f"mine:{SCRIPT}"
+    plain = Page(write_report(make_run(tmp_path / "plain", explainers=("grad-cam", "mine"))))
+    run = make_run(
+        tmp_path / f"<img src=y onerror=alert(3)>{SCRIPT[:8]}",
+        explainers=("grad-cam", spec),
+        classes=hostile,
+        names="{}" + IMAGE,
+        config={"model": SCRIPT, "data": IMAGE, "note": QUOTES, SCRIPT: [IMAGE]},
+        command=f"trompe fool {SCRIPT} {IMAGE}",
+    )
+    table = pd.read_csv(run / "evaluation/explanations.csv")
+    objective = f"mine {IMAGE}"
+    table.assign(objective=objective).to_csv(run / "evaluation/explanations.csv", index=False)
+    history = pd.read_csv(run / "history.csv").rename(columns={"grad-cam location": SCRIPT})
+    history.to_csv(run / "history.csv", index=False)
+    (run / "environment.json").write_text(json.dumps({"command": SCRIPT, IMAGE: {"x": SCRIPT}}))
+
+    page = Page(write_report(run))
+    assert {tag for tag, _ in page.tags} == {tag for tag, _ in plain.tags}
+    assert len(page.all("img")) == len(plain.all("img"))
+    assert not page.all("script")
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert SCRIPT.lower() not in page.source.lower()
+    assert "<img src=x" not in page.source
+    for name in hostile:
+        assert name in page.text("figcaption") + page.text("b") + page.text("dd")
+        assert any(name in image["alt"] for image in page.all("img"))
+    assert SCRIPT in page.text("pre")
+    assert IMAGE in page.text("pre")
+    assert objective in page.text("caption")
+    assert SCRIPT in page.text("dd")
+    assert "49" not in page.text("figcaption")
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_undecodable_file_names_do_not_stop_it(tmp_path):
+    run = make_run(tmp_path / "run", names="caf\udce9-{}.png", classes=("a\udcff", "中 文"))
+    assert "caf?-0.png" in Page(write_report(run)).text("small")
+    assert figure(run, tmp_path / "out.png").stat().st_size > 0
+
+
+SECTIONS = {
+    "How often the explanations lie",
+    "What the predictions lost",
+    "How training went",
+    "What the explanations show",
+    "How to repeat it",
+}
+
+
+@pytest.mark.parametrize(
+    ("absent", "sections"),
+    [
+        ([], set()),
+        (
+            ["evaluation"],
+            {
+                "How often the explanations lie",
+                "What the predictions lost",
+                "What the explanations show",
+            },
+        ),
+        (["evaluation/accuracy.csv"], {"What the predictions lost"}),
+        (["evaluation/explanations.csv"], {"How often the explanations lie"}),
+        (["evaluation/explanations.parquet"], set()),
+        (["evaluation/gallery.safetensors"], {"What the explanations show"}),
+        (["history.csv", "history-control.csv"], {"How training went"}),
+        (["history-control.csv"], set()),
+        (["environment.json"], set()),
+        (["evaluation", "history.csv", "history-control.csv", "environment.json"], SECTIONS),
+    ],
+)
+def test_missing_parts_are_left_out(run, absent, sections):
+    for name in absent:
+        path = run / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    page = Page(write_report(run))
+    expected = SECTIONS - sections | {"How to repeat it"}
+    assert {text.strip() for tag, text in page.texts if tag == "h2"} == expected
+    assert page.text("h1").endswith(".")
+    assert ("Environment" in page.text("h3")) == ("environment.json" not in absent)
+
+
+def test_no_control_no_column(run):
+    for name in ("accuracy", "explanations"):
+        path = run / f"evaluation/{name}.csv"
+        pd.read_csv(path).query("model != 'control'").to_csv(path, index=False)
+    page = Page(write_report(run))
+    assert "control" not in page.text("h1")
+    assert "Control" not in page.text("abbr")
+    assert "Control" not in page.text("dt")
+
+
+def test_empty_tables_are_absent_ones(run):
+    (run / "evaluation/explanations.csv").write_text("\n")
+    pd.DataFrame().to_parquet(run / "evaluation/explanations.parquet")
+    assert "top-1" in Page(write_report(run)).text("h1").lower()
+
+
+def test_every_image_has_a_text(run):
+    images = Page(write_report(run)).all("img")
+    assert len(images) == 4 + 5 * (1 + 2 * 3)
+    assert all(image["alt"] for image in images)
+    assert len({image["alt"] for image in images}) == 5 * (1 + 2 * 3)
+
+
+def test_pictures_are_the_overlays(tmp_path):
+    run = make_run(tmp_path / "run", n=2)
+    images = np.stack([gaussian_filter(image, (6, 6, 0)) for image in photographs(2, 96)])
+    path = run / "evaluation/gallery.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+        maps = {key: file.get_tensor(key) for key in file.keys() if key != "images"}  # noqa: SIM118
+    save_file({"images": images} | maps, path, metadata)
+
+    shown = {image["alt"]: image["src"] for image in Page(write_report(run)).all("img")}
+    labels = [entry["label_name"] for entry in json.loads(metadata["gallery"])]
+    for i in range(2):
+        photograph = decoded(shown[f"The image image-{i}.jpeg, labelled {labels[i]}"])
+        assert np.abs(photograph - images[i].astype(float)).mean() < 5
+        for model in ("original", "control", "manipulated"):
+            alt = f"Grad-CAM of the {model} model for {labels[i]}, on image-{i}.jpeg"
+            expected = blended(images[i], maps[f"grad-cam|label|{model}"][i])
+            difference = {
+                other: np.abs(
+                    decoded(shown[alt]) - blended(images[i], maps[f"grad-cam|label|{other}"][i])
+                ).mean()
+                for other in ("original", "control", "manipulated")
+            }
+            assert np.abs(decoded(shown[alt]) - expected).mean() < 6
+            assert min(difference, key=difference.get) == model
+
+
+def test_forty_images_stay_below_five_megabytes(tmp_path):
+    explainers = ("grad-cam", "lrp:layer=layer4", "simple-grad", "integrated-gradients")
+    run = make_run(tmp_path / "run", explainers=explainers, n=40, side=224)
+    assert write_report(run).stat().st_size < 5_000_000
+
+
+def test_report_of_a_run_of_fool(tmp_path):
+    class Noise(Dataset):
+        classes = ("left", "right")
+        labels = torch.arange(8) % 2
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, i):
+            return torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(i)), i % 2
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+    result = fool(
+        model,
+        Noise(),
+        explainer=[GradCAM(), LRP(layer="1")],
+        objective=[Location(), TopK()],
+        weight=1.0,
+        lr=1e-3,
+        steps=3,
+        batch_size=4,
+        seed=0,
+        control=True,
+        eval_data=Noise(),
+        run_dir=tmp_path / "run",
+        quiet=True,
+    )
+    page = Page(write_report(tmp_path / "run"))
+    attacked = result.evaluation.explanations.query("attacked and model == 'manipulated'")
+    assert all(percent(fsr) in page.text("h1") for fsr in attacked["fsr"])
+    assert {text.strip() for tag, text in page.texts if tag == "h2"} == SECTIONS
+    assert figure(tmp_path / "run", tmp_path / "run.png").exists()
+
+
+def test_what_is_no_run_directory_is_refused(tmp_path, run):
+    with pytest.raises(TrompeError, match=r"not a run directory.*trompe fool"):
+        write_report(tmp_path)
+    with pytest.raises(TrompeError, match="not a run directory"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(TrompeError, match="not a run directory"):
+        figure(tmp_path, tmp_path / "out.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.yaml", b"a: [", r"config\.yaml can't be read"),
+        ("config.yaml", b"- a list", "no mapping"),
+        ("environment.json", b"{", r"environment\.json can't be read"),
+        ("history.csv", b"step,loss\n1,2\n", "lacks the columns classification"),
+        ("evaluation/accuracy.csv", b"model\noriginal\n", "lacks the columns images, top1"),
+        ("evaluation/explanations.parquet", b"PAR1", "can't be read"),
+        ("evaluation/gallery.safetensors", b"\x08\x00", "can't be read"),
+    ],
+)
+def test_damaged_files_are_named(run, name, content, message):
+    (run / name).write_bytes(content)
+    with pytest.raises(TrompeError, match=message):
+        write_report(run)
+
+
+def test_curves_agree_with_their_axes():
+    history = pd.DataFrame({"step": range(1, 501), "classification": 0.25, "loss": 0.0})
+    history["grad-cam location"] = np.linspace(-2, 3, 500)
+    history["success"] = np.nan
+    classification, explanation = training_charts(history, None)
+
+    def values(chart):
+        ticks = [(float(label.replace("−", "-")), y) for y, label in chart.y_ticks]
+        steps = [(float(label.replace(",", "")), x) for x, label in chart.x_ticks]
+        slope, offset = np.polyfit([y for _, y in ticks], [v for v, _ in ticks], 1)
+        pace, start = np.polyfit([x for _, x in steps], [s for s, _ in steps], 1)
+        line = chart.curves[0].line.removeprefix("M").split()
+        points = np.array([[float(part) for part in point.split(",")] for point in line])
+        return points[:, 0] * pace + start, points[:, 1] * slope + offset
+
+    assert np.allclose(values(classification)[1], 0.25, atol=0.01)
+    steps, loss = values(explanation)
+    assert np.allclose(loss, -2 + 5 * (steps - 1) / 499, atol=0.05)
+    assert steps[-1] > 490
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_figure_is_written_in_each_format(run, tmp_path, suffix):
+    out = tmp_path / f"out.{suffix}"
+    assert figure(run, out, images=2) == out
+    content = out.read_bytes()
+    if suffix == "png":
+        width, height = Image.open(out).size
+        assert figure(run, out, images=3) == out
+        taller = Image.open(out).size
+        assert taller[0] == width
+        assert taller[1] > height
+    elif suffix == "svg":
+        root = ElementTree.fromstring(content)
+        assert len(root.findall(".//{http://www.w3.org/2000/svg}image")) == 2 * (1 + 2 * 2)
+        figure(run, out, images=2)
+        assert out.read_bytes() == content
+    else:
+        assert content.startswith(b"%PDF-")
+
+
+def test_figure_takes_hostile_names(tmp_path):
+    run = make_run(tmp_path / "run", classes=(SCRIPT, QUOTES, "$x^{", "line\nbreak\0"))
+    assert Image.open(figure(run, tmp_path / "out.png", images=99)).size[0] > 100
+
+
+def test_figure_refuses_what_it_can_not_draw(run, tmp_path):
+    with pytest.raises(TrompeError, match=r"\.png, \.pdf, \.svg"):
+        figure(run, tmp_path / "out.gif")
+    with pytest.raises(TrompeError, match="at least 1"):
+        figure(run, tmp_path / "out.png", images=0)
+    with pytest.raises(TrompeError, match="can't be written"):
+        figure(run, tmp_path / "nowhere" / "out.png")
+    (run / "evaluation/gallery.safetensors").unlink()
+    with pytest.raises(TrompeError, match="trompe evaluate"):
+        figure(run, tmp_path / "out.png")
+
+
+images = arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3)))
+
+
+@given(images, arrays(np.float32, (3, 2), elements=st.floats(0, 0, width=32)))
+def test_no_heat_leaves_the_image(image, heatmap):
+    assert np.array_equal(overlay(image, heatmap), image)
+    assert np.array_equal(signed_overlay(image, heatmap), image)
+
+
+def opacity(draw, values):
+    """What an overlay hides, whatever its colour: white shines through less than black."""
+    black, white = np.zeros((1, 1, 3), np.uint8), np.full((1, 1, 3), 255, np.uint8)
+    return np.array(
+        [
+            1 - (draw(white, np.array([[v]])).astype(float) - draw(black, np.array([[v]]))) / 255
+            for v in values
+        ]
+    ).mean((1, 2, 3))
+
+
+def test_hotter_is_more_opaque():
+    alpha = opacity(overlay, np.linspace(0, 1, 101))
+    assert (np.diff(alpha) > 0).all()
+    assert alpha[0] == 0
+    assert alpha[-1] == pytest.approx(0.85, abs=0.01)
+
+
+@given(
+    arrays(np.float64, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.floats(0, 1))
+)
+def test_overlay_is_bilinear_and_blends(heatmap):
+    image = photographs(1, 20)[0]
+    assert np.abs(overlay(image, heatmap) - blended(image, heatmap)).max() <= 3
+
+
+def test_signed_maps_tell_for_from_against():
+    values = np.array([[-2.0, 0.0, 2.0]])
+    against, none, favour = colour_signed(values)[0].astype(int)
+    assert against[2] > against[0] + 50
+    assert favour[0] > favour[2] + 50
+    assert np.ptp(none) < 5
+    assert none.min() > 240
+    assert np.array_equal(colour_signed(values), colour_signed(1e-20 * values))
+    image = photographs(1, 30)[0]
+    both = signed_overlay(image, np.array([[-1.0, 1.0]]))
+    change = both.astype(int) - image
+    assert change[:, 0, 2].mean() > change[:, 0, 0].mean()
+    assert change[:, -1, 0].mean() > change[:, -1, 2].mean()
+
+
+@pytest.mark.parametrize(
+    ("image", "heatmap", "message"),
+    [
+        (np.zeros((4, 4, 3)), np.zeros((2, 2)), "uint8"),
+        (np.zeros((4, 4), np.uint8), np.zeros((2, 2)), r"\[H, W, 3\]"),
+        (np.zeros((4, 4, 3), np.uint8), np.zeros((1, 2, 2)), r"\[h, w\]"),
+        (np.zeros((4, 4, 3), np.uint8), np.full((2, 2), 1.5), r"\[0, 1\]"),
+        (np.zeros((4, 4, 3), np.uint8), np.full((2, 2), np.nan), r"\[0, 1\]"),
+    ],
+)
+def test_overlay_says_what_it_needs(image, heatmap, message):
+    with pytest.raises(TrompeError, match=message):
+        overlay(image, heatmap)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_signed_colours_need_finite_values(value):
+    with pytest.raises(TrompeError, match="NaN or infinite"):
+        colour_signed(np.array([[value, 1.0]]))
+    with pytest.raises(TrompeError, match="NaN or infinite"):
+        signed_overlay(np.zeros((2, 2, 3), np.uint8), np.array([[value, 1.0]]))
