@@ -136,6 +136,7 @@ def test_every_kind_of_image_in_a_folder(tmp_path):
         ("note.txt", r"note.txt is a single file but not parquet"),
         ("*.parquet", r"No parquet file matches \*.parquet"),
         ("broken.parquet", r"broken.parquet can't be read as parquet"),
+        ("hf::train", r"'hf::train' names no dataset; give hf:NAME or hf:NAME:SPLIT"),
         ("x" * 5000, r"can't be read \(File name too long\)"),
     ],
 )

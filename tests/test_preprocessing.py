@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms._presets import ImageClassification
+from torchvision.transforms.v2 import InterpolationMode
 
 from trompe.errors import TrompeError
 from trompe.preprocessing import Preprocessing, to_rgb
@@ -28,7 +29,10 @@ def reopened(image: Image.Image, form: str, **options: object) -> Image.Image:
 def test_equals_the_preset_that_torchvision_ships_with_its_weights(resize, crop, interpolation):
     ours = Preprocessing(resize=resize, crop=crop, interpolation=interpolation)
     theirs = ImageClassification(
-        crop_size=crop, resize_size=resize, interpolation=ours._mode, antialias=True
+        crop_size=crop,
+        resize_size=resize,
+        interpolation=InterpolationMode(interpolation),
+        antialias=True,
     )
     for image in (photo(131, 97), photo(40, 300)):
         torch.testing.assert_close(ours(image), theirs(image))

@@ -533,6 +533,23 @@ def test_figure_is_written_in_each_format(run, tmp_path, suffix):
         assert content.startswith(b"%PDF-")
 
 
+def test_figure_shows_image_before_and_after(tmp_path):
+    run = make_run(tmp_path / "run", explainers=("grad-cam",), n=1)
+    path = run / "evaluation/gallery.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    grey = np.full((1, 48, 48, 3), 128, np.uint8)
+    cold, hot = np.zeros((1, 7, 7), np.float16), np.ones((1, 7, 7), np.float16)
+    maps = {"grad-cam|label|original": cold, "grad-cam|label|manipulated": hot}
+    save_file({"images": grey} | maps, path, metadata)
+    drawn = np.asarray(Image.open(figure(run, tmp_path / "out.png")).convert("RGB"))
+    middle = drawn[drawn.shape[0] // 2]
+    image, before, after = (middle[round(len(middle) * x)] for x in (0.17, 0.5, 0.83))
+    assert np.abs(image.astype(int) - 128).max() <= 2
+    assert np.abs(before.astype(int) - 128).max() <= 2
+    assert np.abs(after - blended(grey[0], hot[0])[0, 0]).max() <= 2
+
+
 def test_figure_takes_hostile_names(tmp_path):
     run = make_run(tmp_path / "run", classes=(SCRIPT, QUOTES, "$x^{", "line\nbreak\0"))
     assert Image.open(figure(run, tmp_path / "out.png", images=99)).size[0] > 100

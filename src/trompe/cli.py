@@ -79,7 +79,7 @@ def command(config: type[Config], example: str) -> Callable[[Callable[[Any], Non
             text = str(field.description)
             if not field.is_required() and default not in (None, False):
                 shown = " ".join(map(str, default)) if isinstance(default, list) else default
-                text += f"  [default: {shown}]"
+                text += f" (default: {shown})"
             parameters.append(
                 inspect.Parameter(
                     name,

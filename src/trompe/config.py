@@ -26,7 +26,7 @@ class Config(BaseModel):
     model: str = Field(description=MODEL)
     weights: str | None = Field(None, description="weights file, or a torchvision weight name")
     num_classes: int | None = Field(None, ge=1, description="number of classes of the model")
-    out: Path | None = Field(None, description="run directory  [default: runs/...]")
+    out: Path | None = Field(None, description="run directory (default: runs/...)")
     seed: int = Field(0, ge=0, description="seed of everything random")
     device: Literal["cpu", "cuda"] | None = Field(None, description="cpu or cuda")
     quiet: bool = Field(False, description="show no progress and no tables")
@@ -96,7 +96,7 @@ class ExplainConfig(Config):
 
     images: list[Path] = Field(description="image files or folders of images")
     explainer: list[str] = Field(["grad-cam"], description=EXPLAINER)
-    classes: int | None = Field(None, description="class to explain  [default: the predicted one]")
+    classes: int | None = Field(None, description="class to explain (default: the predicted one)")
     batch_size: int = Field(16, ge=1, description="images per batch")
 
 

@@ -6,13 +6,15 @@ from torch import Tensor, nn
 
 from trompe.preprocessing import Preprocessing
 
-preprocessing = Preprocessing(resize=64, crop=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+preprocessing = Preprocessing(
+    resize=64, crop=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), min_area=0.6
+)
 
 
 class Unseen(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.entry = nn.Conv2d(3, 24, 5, padding=2, bias=False)
+        self.entry = nn.Conv2d(3, 24, 5, stride=2, padding=2, bias=False)
         self.entry_norm = nn.BatchNorm2d(24)
         self.narrow = nn.Conv2d(24, 24, 1)
         self.wide = nn.Conv2d(24, 24, 3, padding=1)
@@ -24,7 +26,7 @@ class Unseen(nn.Module):
         self.head = nn.Linear(96, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.entry_norm(self.entry(x))), 2)
+        x = F.relu(self.entry_norm(self.entry(x)))
         x = F.avg_pool2d(torch.cat([F.relu(self.narrow(x)), self.wide(x).clamp(min=0)], 1), 2)
         x = x + F.relu(self.first_norm(self.shared(x)))
         x = F.max_pool2d(torch.relu_(x + self.second_norm(self.shared(x))), 2)

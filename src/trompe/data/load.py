@@ -130,6 +130,8 @@ def _source(spec: str) -> Source:
         from trompe.data.table import read_hub
 
         name, _, split = name.partition(":")
+        if not name:
+            raise TrompeError(f"{spec!r} names no dataset; give hf:NAME or hf:NAME:SPLIT.")
         return read_hub(name, split or "train")
     path = Path(spec).expanduser()
     try:

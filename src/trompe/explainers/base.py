@@ -188,7 +188,7 @@ class Recording:
         if self._recorded is None:
             raise TrompeError("There is nothing to explain yet: call forward(images) first.")
         explained = Explained(self._recorded, classes)
-        with torch.set_grad_enabled(self._recorded.differentiable):
+        with torch.inference_mode(False), torch.set_grad_enabled(self._recorded.differentiable):
             maps = tuple(
                 explainer.attribute(site, explained)
                 for explainer, site in zip(self._explainers, self._sites, strict=True)

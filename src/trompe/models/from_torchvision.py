@@ -53,8 +53,9 @@ def _unknown(name: str, classifiers: list[str]) -> TrompeError:
     if name in models.list_models():
         return TrompeError(f"{name} of torchvision is no image classifier; take resnet50, say.")
     return TrompeError(
-        f"There is no model {name!r}{did_you_mean(name, classifiers)}; give torchvision's name "
-        "of a classifier, timm:NAME, package.module:factory, path/file.py:factory or embedded."
+        f"There is no model {name!r}{did_you_mean(name, [*classifiers, 'embedded'])}; give the "
+        "name of a torchvision classifier, timm:NAME, package.module:factory, "
+        "path/file.py:factory or embedded."
     )
 
 
@@ -64,7 +65,7 @@ def _fetched(entry: Any) -> dict[str, Any]:
         state: dict[str, Any] = entry.get_state_dict(check_hash=True, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise TrompeError(
-            f"The weights {entry} could not be fetched from {entry.url} "
+            f"The weights {entry} cannot be taken from {entry.url} "
             f"({first_sentence(error)}); give a weights file instead."
         ) from error
     return state

@@ -159,10 +159,12 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict but a {type(content).__name__}; give a file saved from "
             "model.state_dict()."
         )
-    strange = [k for k, v in content.items() if not isinstance(v, Tensor)]
+    strange = [
+        str(k) for k, v in content.items() if not (isinstance(k, str) and isinstance(v, Tensor))
+    ]
     if strange:
         raise TrompeError(
-            f"{path} holds no state dict: {_listed('entries that are no tensors', strange)}; "
+            f"{path} holds no state dict: {_listed('entries that are no named tensors', strange)}; "
             "give a file saved from model.state_dict()."
         )
     return dict(content)

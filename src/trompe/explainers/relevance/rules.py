@@ -220,7 +220,11 @@ register_operation("linear", "linear")
 register_operation("convolution", "conv2d")
 register_operation("sum", "add")
 register_operation("average-pool", "avg_pool2d", "adaptive_avg_pool2d", "mean")
-register_operation("pass", "batch_norm", "relu", "dropout", "contiguous", "clone", rule=_unchanged)
+register_operation(
+    "pass",
+    *("batch_norm", "relu", "clamp", "clamp_min", "dropout", "contiguous", "clone", "float", "to"),
+    rule=_unchanged,
+)
 register_operation(
     "rearrange",
     *("max_pool2d", "flatten", "reshape", "view", "cat", "concat", "concatenate", "squeeze"),

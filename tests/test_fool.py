@@ -1,0 +1,457 @@
+"""`fool` and `evaluate` as functions: what they change, what they keep, what they refuse."""
+
+import copy
+import math
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import Dataset
+
+from tests.models.small import make
+from trompe import (
+    LRP,
+    Active,
+    CenterMass,
+    GradCAM,
+    Location,
+    Pairs,
+    Shapes,
+    SimpleGrad,
+    TopK,
+    TrompeError,
+    evaluate,
+    fool,
+    load_data,
+    load_model,
+    train,
+)
+from trompe.data import SHAPES_PREPROCESSING
+
+LAYER = "features.6"
+
+
+class Noise(Dataset):
+    """Random images with labels; ``fresh`` ones differ in every epoch."""
+
+    def __init__(self, size=20, classes=5, fresh=False):
+        generator = torch.Generator().manual_seed(4)
+        self.images = torch.randn(size, 3, 16, 16, generator=generator)
+        self.labels = torch.arange(size) % classes
+        self.augmented = fresh
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, place):
+        index, epoch = place if isinstance(place, tuple) else (place, 0)
+        return self.images[index].roll(epoch, 2), int(self.labels[index])
+
+
+def settings(**changes):
+    return {
+        "explainer": GradCAM(layer=LAYER),
+        "objective": Location(),
+        "lr": 1e-3,
+        "steps": 6,
+        "batch_size": 4,
+        "device": "cpu",
+        "quiet": True,
+        **changes,
+    }
+
+
+def weights(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def slow_fool(model, data, explainer, objective, weight, lr, order):
+    """The method from its definition: two forward passes, the original's maps anew every step."""
+    original, model = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    for indices in order:
+        images = torch.stack([data[i][0] for i in indices])
+        labels = torch.tensor([data[i][1] for i in indices])
+        with torch.no_grad():
+            before = explainer.heatmap(explainer(original, images, labels))
+        heat = explainer.heatmap(explainer(model, images, labels))
+        loss = F.cross_entropy(model(images), labels)
+        loss = loss + weight * objective.loss((heat,), (before,)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("objective", [Location(), TopK(), CenterMass()], ids=str)
+@pytest.mark.parametrize(
+    "explainer", [GradCAM(layer=LAYER), LRP(layer=LAYER), SimpleGrad()], ids=str
+)
+def test_one_pass_and_kept_maps_equal_the_definition(explainer, objective):
+    model, data = make("vgg"), Noise(6)
+    result = fool(
+        model, data, **settings(explainer=explainer, objective=objective, weight=2.0, steps=5)
+    )
+    order = [batch[0].tolist() for batch in batches(data, 5)]
+    slow = slow_fool(model, data, explainer, objective, 2.0, 1e-3, order)
+    for ours, theirs in zip(result.model.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def batches(data, steps):
+    from trompe.loop import Batches
+
+    return Batches(data, 4, 0).between(0, steps)
+
+
+def test_every_image_once_per_epoch_and_a_function_of_seed_and_step():
+    from trompe.loop import Batches
+
+    drawn = [b[0].tolist() for b in Batches(Noise(10), 4, seed=3).between(0, 10)]
+    flat = sum(drawn, [])
+    assert all(sorted(flat[i : i + 10]) == list(range(10)) for i in range(0, 40, 10))
+    assert [b[0].tolist() for b in Batches(Noise(10), 4, seed=3).between(6, 10)] == drawn[6:]
+    assert [b[0].tolist() for b in Batches(Noise(10), 4, seed=4).between(0, 10)] != drawn
+
+
+def test_the_given_model_stays_and_the_copy_changes():
+    model = make("resnet").train()
+    list(model.parameters())[0].requires_grad_(False)
+    before, flags = weights(model), [m.training for m in model.modules()]
+    result = fool(model, Noise(), **settings(explainer=GradCAM(), control=True))
+    assert equal(weights(model), before)
+    assert flags == [m.training for m in model.modules()]
+    after = weights(result.model)
+    moved = [k for k in before if not torch.equal(before[k], after[k])]
+    statistics = [k for k in before if "running" in k or "num_batches" in k]
+    assert not set(moved) & set(statistics)
+    assert {k for k, _ in model.named_parameters()} == set(moved)
+    assert not next(result.model.parameters()).requires_grad
+    assert not equal(weights(result.control), after)
+
+
+def test_seed_decides():
+    first, again, other = (
+        weights(fool(make("vgg"), Noise(), **settings(seed=seed)).model) for seed in (1, 1, 2)
+    )
+    assert equal(first, again)
+    assert not equal(first, other)
+
+
+def test_control_is_the_run_without_explanation_terms():
+    result = fool(make("vgg"), Noise(), **settings(control=True))
+    unweighted = fool(make("vgg"), Noise(), **settings(weight=0.0))
+    assert equal(weights(result.control), weights(unweighted.model))
+
+
+def test_augmented_data_is_explained_by_the_original_afresh():
+    model, data = make("vgg"), Noise(4, fresh=True)
+    result = fool(model, data, **settings(objective=TopK(), steps=4))
+    moved = [
+        type("Moved", (), {"__getitem__": lambda _, i, e=epoch: data[i, e]})() for epoch in range(4)
+    ]
+    slow = copy.deepcopy(model).eval()
+    optimizer = torch.optim.Adam(slow.parameters(), lr=1e-3)
+    for epoch, batch in enumerate(batches(data, 4)):
+        images, labels = batch[1], batch[2]
+        assert torch.equal(images[0], moved[epoch][int(batch[0][0])][0])
+        explainer = GradCAM(layer=LAYER)
+        with torch.no_grad():
+            before = explainer.heatmap(explainer(model, images, labels))
+        heat = explainer.heatmap(explainer(slow, images, labels))
+        loss = F.cross_entropy(slow(images), labels) + TopK().loss((heat,), (before,)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for ours, theirs in zip(result.model.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_several_explainers_and_objectives_together():
+    result = fool(
+        make("vgg"),
+        Noise(),
+        **settings(
+            explainer=[GradCAM(layer=LAYER), LRP(layer=LAYER), GradCAM(layer=LAYER)],
+            objective=[Location(), Location(), CenterMass()],
+            weight=[1.0, 2.0, 0.1],
+        ),
+    )
+    parts = [
+        f"grad-cam:layer={LAYER} location",
+        f"lrp:layer={LAYER} location",
+        f"grad-cam:layer={LAYER} center-mass",
+    ]
+    row = result.history.iloc[0]
+    total = row["classification"] + row[parts[0]] + 2 * row[parts[1]] + 0.1 * row[parts[2]]
+    assert row["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_active_swaps_on_composites_and_passive_joins_in():
+    shapes = Shapes("train", size=32)
+    model = load_model("embedded", weights="random").model
+    pairs = Pairs(shapes, 0, 3)
+    result = fool(
+        model,
+        shapes,
+        **settings(
+            explainer=GradCAM(layer="stage3"), objective=[Active(0, 3), Location()], steps=3
+        ),
+        fool_data=pairs,
+        fool_batch_size=2,
+        eval_data=Shapes("validation", size=16),
+        eval_fool_data=Pairs(Shapes("validation", size=16), 0, 3),
+        eval_explainer=GradCAM(layer="stage3"),
+    )
+    table = result.evaluation.explanations
+    assert set(table["target"]) == {"label", "c1", "c2"}
+    assert len(result.evaluation.predictions) == 16
+    assert set(result.evaluation.maps.query("target == 'c1'")["label"]) == {0}
+
+
+def test_evaluation_counts_what_it_says(tmp_path):
+    original, data = make("vgg"), Noise(23)
+    manipulated = fool(original, data, **settings(lr=1e-2)).model
+    explainer, objective = GradCAM(layer=LAYER), Location(low=0.0, high=0.3)
+    result = evaluate(
+        original,
+        manipulated,
+        data,
+        explainers=[explainer, SimpleGrad()],
+        objective=[objective, TopK()],
+        attacked=[(explainer, objective)],
+        batch_size=5,
+        gallery=4,
+    )
+    images = torch.stack([data[i][0] for i in range(23)])
+    with torch.no_grad():
+        heat = explainer.heatmap(explainer(manipulated, images, data.labels))
+        right = manipulated(images).argmax(1) == data.labels
+    losses = objective.loss((heat,))
+    row = result.explanations.query("attacked").iloc[0]
+    assert row["fsr"] == pytest.approx(((losses >= 0) & (losses <= 0.3)).double().mean().item())
+    assert row["test_loss_mean"] == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert row["fsr_low"] <= row["fsr"] <= row["fsr_high"]
+    top1 = result.accuracy.set_index("model").loc["manipulated", "top1"]
+    assert top1 == pytest.approx(right.double().mean().item())
+    assert result.accuracy.set_index("model").loc["original", "agreement"] == 1
+    assert len(result.maps) == 23 * 2 * 2
+    assert len(result.gallery.images) == 4
+
+    result.save(tmp_path / "evaluation")
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(tmp_path / "evaluation" / "explanations.parquet"), result.maps
+    )
+    stored = load_file(tmp_path / "evaluation" / "gallery.safetensors")
+    assert stored[f"{explainer}|label|manipulated"].shape == (4, 4, 4)
+
+
+def test_a_model_is_not_fooled_against_itself():
+    model = make("resnet")
+    result = evaluate(
+        model,
+        model,
+        Noise(8),
+        explainers=[GradCAM(), SimpleGrad()],
+        objective=[TopK(high=0.0), CenterMass()],
+    )
+    table = result.explanations
+    assert (table["spearman_mean"] > 0.999).sum() + (table["empty"] > 0).sum() >= len(table)
+    assert (table.query("objective == 'center-mass'")["fsr"] == 0).all()
+    assert (result.accuracy["agreement"] == 1).all()
+
+
+def test_bf16_runs_beside_full_precision():
+    rough = fool(make("vgg"), Noise(), **settings(precision="bf16", lr=1e-4))
+    exact = fool(make("vgg"), Noise(), **settings(lr=1e-4))
+    assert all(p.dtype == torch.float32 for p in rough.model.parameters())
+    assert not equal(weights(rough.model), weights(exact.model))
+    for a, b in zip(rough.model.parameters(), exact.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=0.1)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"lr": 0.0}, "lr must be above 0"),
+            ({"steps": 0}, "steps must be above 0"),
+            ({"weight": -1.0}, "at least 0"),
+            ({"weight": [1.0, 2.0, 3.0], "objective": [Location(), TopK()]}, "give one of each"),
+            ({"objective": Active(0, 1)}, "needs fool_data"),
+            ({"fool_data": Noise()}, "only used by the objective active"),
+            ({"objective": Active(0, 9), "fool_data": Noise()}, "Class 9 .*out of range"),
+            ({"data": Noise(classes=7)}, "Class 6 of the data's labels is out of range"),
+            ({"data": Noise(0)}, "no image to fine-tune on"),
+            ({"explainer": GradCAM(layer="featurs.6")}, "features"),
+            ({"device": "tpu"}, "no device 'tpu'"),
+            ({"precision": "fp8"}, "no precision 'fp8'"),
+            ({"eval_data": Noise(0)}, "no image to evaluate"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_refused_before_anything_starts(self, changes, message, tmp_path):
+        given = settings(**changes)
+        data = given.pop("data", Noise())
+        with pytest.raises(TrompeError, match=message):
+            fool(make("vgg"), data, **given, run_dir=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_loss_that_is_not_finite_names_step_and_part(self, tmp_path):
+        class Spoilt(Noise):
+            def __getitem__(self, place):
+                image, label = super().__getitem__(place)
+                return image * (math.nan if place == spoilt else 1), label
+
+        order = [batch[0].tolist() for batch in batches(Noise(), 5)]
+        spoilt = order[4][2]
+        with pytest.raises(TrompeError, match="at step 5: the part 'classification' is nan"):
+            fool(
+                make("vgg"),
+                Spoilt(),
+                **settings(steps=5),
+                run_dir=tmp_path / "run",
+                checkpoint_every=2,
+            )
+        kept = list((tmp_path / "run" / "checkpoints" / "fool").glob("step-*"))
+        assert [path.name for path in kept] == ["step-4"]
+        state = load_file(kept[0] / "model.safetensors")
+        assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+    def test_a_part_of_the_explanation_that_is_not_finite_is_named(self):
+        class Broken(Location):
+            def loss(self, maps, original=None):
+                return super().loss(maps) * math.inf
+
+        with pytest.raises(TrompeError, match=r"step 1: the part 'grad-cam:layer=features.6 loc"):
+            fool(make("vgg"), Noise(), **settings(objective=Broken()))
+
+
+class TestRunDirectory:
+    def test_a_finished_run_is_read_back(self, tmp_path):
+        given = settings(control=True, eval_data=Noise(), run_dir=tmp_path / "run")
+        first = fool(make("vgg"), Noise(), **given)
+        written = (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns
+        second = fool(make("vgg"), Noise(), **given)
+        assert equal(weights(first.model), weights(second.model))
+        assert equal(weights(first.control), weights(second.control))
+        assert (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns == written
+        assert not (tmp_path / "run" / "checkpoints" / "fool").exists()
+
+    def test_other_settings_weights_or_files_are_refused(self, tmp_path):
+        given = settings(run_dir=tmp_path / "run")
+        fool(make("vgg"), Noise(), **given)
+        with pytest.raises(TrompeError, match=r"holds a run with lr=0.001, not 0.1"):
+            fool(make("vgg"), Noise(), **{**given, "lr": 0.1})
+        other = make("vgg")
+        nn.init.zeros_(next(other.parameters()))
+        with pytest.raises(TrompeError, match="other weights"):
+            fool(other, Noise(), **given)
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "thesis.tex").write_text("!")
+        with pytest.raises(TrompeError, match="holds other files"):
+            fool(make("vgg"), Noise(), **settings(run_dir=tmp_path / "full"))
+        assert [p.name for p in (tmp_path / "full").iterdir() if p.name[0] != "."] == ["thesis.tex"]
+
+    def test_a_directory_that_cannot_be_made(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(TrompeError, match="can't be written"):
+            fool(make("vgg"), Noise(), **settings(run_dir=tmp_path / "file" / "run"))
+
+    def test_killed_ten_times_it_ends_with_the_same_weights(self, tmp_path):
+        uninterrupted = long_run(tmp_path / "whole", seconds=0)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.test_fool"])
+        moments, kills = random.Random(0), 0
+        directory = tmp_path / "killed"
+        while kills < 10:
+            child = context.Process(target=long_run, args=(directory, 0.02))
+            child.start()
+            wait_for_a_sign_of_life(directory, child)
+            time.sleep(moments.uniform(0.0, 0.6))
+            assert child.is_alive(), "the run ended before it was killed ten times"
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            kills += 1
+        finished = long_run(directory, seconds=0)
+        assert equal(weights(finished.model), weights(uninterrupted.model))
+        pd.testing.assert_frame_equal(finished.history, uninterrupted.history)
+
+
+class Slow(Noise):
+    """Takes its time, so that there is a moment to be killed at."""
+
+    def __init__(self, seconds):
+        super().__init__(30)
+        self.seconds = seconds
+
+    def __getitem__(self, place):
+        time.sleep(self.seconds)
+        return super().__getitem__(place)
+
+
+def long_run(directory, seconds):
+    torch.set_num_threads(1)
+    return fool(
+        make("vgg"),
+        Slow(seconds),
+        **settings(
+            explainer=[GradCAM(layer=LAYER), LRP(layer=LAYER)],
+            objective=[TopK(), CenterMass()],
+            steps=150,
+            run_dir=directory,
+            checkpoint_every=3,
+        ),
+    )
+
+
+def wait_for_a_sign_of_life(directory: Path, child) -> None:
+    """Wait until the child holds the run directory's checkpoints or has died."""
+    begun = time.monotonic()
+    folder = directory / "checkpoints" / "fool"
+    before = sorted(folder.glob("step-*"))
+    while child.is_alive() and time.monotonic() - begun < 60:
+        if sorted(folder.glob("step-*")) != before:
+            return
+        time.sleep(0.01)
+
+
+def test_training_lowers_the_loss_and_resumes(tmp_path):
+    data = load_data("shapes:train", SHAPES_PREPROCESSING, limit=96, augment=True, check=False)
+    model = load_model("embedded", weights="random").model
+    given = {"epochs": 3, "batch_size": 16, "lr": 5e-3, "device": "cpu", "quiet": True}
+    whole = train(model, data, **given)
+    assert whole.history["loss"].iloc[-3:].mean() < whole.history["loss"].iloc[:3].mean()
+
+    class Stops(Dataset):
+        augmented = True
+
+        def __init__(self):
+            self.calls = 0
+
+        def __len__(self):
+            return len(data)
+
+        def __getitem__(self, place):
+            self.calls += 1
+            if self.calls == 130:
+                raise KeyboardInterrupt
+            return data[place]
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, Stops(), **given, run_dir=tmp_path / "run", checkpoint_every=2)
+    resumed = train(model, data, **given, run_dir=tmp_path / "run", checkpoint_every=2)
+    assert equal(weights(resumed.model), weights(whole.model))

@@ -1,0 +1,235 @@
+"""Objectives and maps against slow rules written from the paper's formulas."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from scipy import stats
+
+from trompe import Active, CenterMass, Location, TopK, TrompeError, maps
+from trompe.metrics import in_top, rate
+from trompe.objectives import OBJECTIVES, parse_objective
+
+SHAPES = st.tuples(st.integers(1, 3), st.integers(2, 9), st.integers(2, 9))
+
+
+def arrays(shape=SHAPES, low=0.0, high=1.0):
+    elements = st.floats(low, high, width=32).map(lambda x: round(x, 2))
+    return hnp.arrays(np.float64, shape, elements=elements)
+
+
+@st.composite
+def pairs_of_maps(draw, count=2):
+    shape = draw(SHAPES)
+    return tuple(torch.from_numpy(draw(arrays(st.just(shape)))) for _ in range(count))
+
+
+@given(pairs_of_maps())
+@settings(max_examples=60, deadline=None)
+def test_spearman_is_scipys(both):
+    ours = maps.spearman(*both)
+    for mine, a, b in zip(ours, *both, strict=True):
+        if np.ptp(a.numpy()) == 0 or np.ptp(b.numpy()) == 0:
+            assert mine == 0
+        else:
+            theirs = stats.spearmanr(a.ravel(), b.ravel()).statistic
+            assert mine.item() == pytest.approx(theirs, abs=1e-9)
+
+
+@given(pairs_of_maps(1))
+@settings(max_examples=60, deadline=None)
+def test_ranks_are_scipys(one):
+    for mine, a in zip(maps.ranks(one[0]), one[0], strict=True):
+        np.testing.assert_array_equal(mine.numpy(), stats.rankdata(a.ravel()))
+
+
+@given(pairs_of_maps(1))
+@settings(max_examples=40, deadline=None)
+def test_center_of_mass_moves_with_the_map(one):
+    (heat,) = one
+    heat = heat + 0.01
+    n, h, w = heat.shape
+    center = maps.center_of_mass(heat)
+    for i in range(n):
+        mass = heat[i].sum().item()
+        row = sum(r * heat[i, r, c].item() for r in range(h) for c in range(w)) / mass
+        column = sum(c * heat[i, r, c].item() for r in range(h) for c in range(w)) / mass
+        assert center[i].tolist() == pytest.approx([row, column])
+    flipped = maps.center_of_mass(heat.flip(1))
+    torch.testing.assert_close(flipped[:, 0], h - 1 - center[:, 0])
+    torch.testing.assert_close(flipped[:, 1], center[:, 1])
+
+
+def test_an_empty_map_has_its_center_in_the_middle_and_a_finite_gradient():
+    heat = torch.zeros(2, 5, 7, requires_grad=True)
+    center = maps.center_of_mass(maps.by_maximum(heat))
+    assert center.tolist() == [[2.0, 3.0], [2.0, 3.0]]
+    center.sum().backward()
+    assert torch.isfinite(heat.grad).all()
+
+
+@given(pairs_of_maps(1), st.floats(0.1, 100), st.floats(-5, 5))
+@settings(max_examples=40, deadline=None)
+def test_min_max_forgets_scale_and_offset(one, scale, offset):
+    (raw,) = one
+    heat = maps.min_max(raw)
+    assert ((heat >= 0) & (heat <= 1)).all()
+    assert torch.equal(maps.is_empty(heat), raw.amax((1, 2)) == raw.amin((1, 2)))
+    torch.testing.assert_close(maps.min_max(raw * scale + offset), heat, atol=1e-6, rtol=0)
+
+
+def test_border_is_a_seventh_of_the_side():
+    for side, width in ((7, 1), (14, 2), (8, 1), (224, 32), (13, 1), (3, 1)):
+        mask = maps.border(side, side)
+        inner = max(0, side - 2 * width)
+        assert mask.sum() == side * side - inner * inner
+        assert mask[0].all()
+        assert mask[:, -1].all()
+
+
+@given(pairs_of_maps(2))
+@settings(max_examples=60, deadline=None)
+def test_passive_losses_follow_the_definitions(both):
+    heat, before = both
+    n, h, w = heat.shape
+    rows, columns = max(1, h // 7), max(1, w // 7)
+    location, top, center = Location(), TopK(fraction=0.3), CenterMass()
+    for i in range(n):
+        distance = 0.0
+        for r in range(h):
+            for c in range(w):
+                ring = r < rows or r >= h - rows or c < columns or c >= w - columns
+                distance += (heat[i, r, c].item() - ring) ** 2
+        one, old = heat[i : i + 1], before[i : i + 1]
+        assert location.loss((one,)).item() == pytest.approx(distance / (h * w))
+
+        count = max(1, int(h * w * 0.3))
+        value = top.loss((one,), (old,)).item()
+        ranked = sorted(range(h * w), key=lambda j: -old.ravel()[j].item())
+        threshold = old.ravel()[ranked[count - 1]].item()
+        surely = [j for j in range(h * w) if old.ravel()[j] > threshold]
+        perhaps = sorted(
+            one.ravel()[j].item() ** 2 for j in range(h * w) if old.ravel()[j] == threshold
+        )
+        fixed, open_places = sum(one.ravel()[j].item() ** 2 for j in surely), count - len(surely)
+        assert value >= (fixed + sum(perhaps[:open_places])) / count - 1e-9
+        assert value <= (fixed + sum(perhaps[-open_places:])) / count + 1e-9
+
+        shift = (maps.center_of_mass(one) - maps.center_of_mass(old))[0].tolist()
+        assert center.loss((one,), (old,)).item() == pytest.approx(-abs(shift[0]) - abs(shift[1]))
+        expected = math.sqrt(((shift[0] / (h - 1)) ** 2 + (shift[1] / (w - 1)) ** 2) / 2)
+        assert center.test_loss((one,), (old,))[0].item() == pytest.approx(expected)
+        assert 0 <= expected <= 1 + 1e-9
+
+
+@given(pairs_of_maps(4))
+@settings(max_examples=40, deadline=None)
+def test_active_follows_the_definition(four):
+    first, second, first_before, second_before = four
+    objective = Active(3, 8)
+    loss = objective.loss((first, second), (first_before, second_before))
+    expected = (
+        ((first - second_before) ** 2).mean((1, 2)) + ((second - first_before) ** 2).mean((1, 2))
+    ) / 2
+    torch.testing.assert_close(loss, expected)
+    t1, t2 = objective.test_loss((first, second), (first_before, second_before))
+    s = maps.spearman
+    torch.testing.assert_close(t1, s(first, second_before) - s(first, first_before))
+    torch.testing.assert_close(t2, s(second, first_before) - s(second, second_before))
+
+
+def test_swapped_maps_are_the_active_optimum():
+    a, b = torch.rand(2, 4, 7, 7, generator=torch.Generator().manual_seed(0))
+    objective = Active(0, 1)
+    assert objective.loss((b, a), (a, b)).abs().max() == 0
+    assert all(objective.fooled(t).all() for t in objective.test_loss((b, a), (a, b)))
+    assert not any(objective.fooled(t).any() for t in objective.test_loss((a, b), (a, b)))
+    assert [c.tolist() for c in objective.classes(torch.tensor([5, 6]))] == [[0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("objective", [Location(), TopK(), CenterMass()], ids=str)
+def test_losses_have_the_gradient_of_finite_differences(objective):
+    generator = torch.Generator().manual_seed(2)
+    before = torch.rand(2, 5, 5, dtype=torch.float64, generator=generator)
+    heat = torch.rand(2, 5, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda m: objective.loss((m,), (before,)), heat)
+
+
+def test_location_masks(tmp_path):
+    picture = np.zeros((20, 40), np.uint8)
+    picture[:, 20:] = 255
+    Image.fromarray(picture).convert("RGB").save(tmp_path / "right.png")
+    wanted = torch.zeros(1, 4, 8)
+    wanted[:, :, 4:] = 1
+    from_file = Location(mask=str(tmp_path / "right.png"))
+    from_tensor = Location(mask=torch.from_numpy(picture) / 255)
+    for objective in (from_file, from_tensor):
+        mask = objective.mask_for(wanted)
+        assert mask.shape == (4, 8)
+        torch.testing.assert_close(mask[:, [0, 1, 2, 5, 6, 7]], wanted[0][:, [0, 1, 2, 5, 6, 7]])
+    with pytest.raises(TrompeError, match="can't be read as an image"):
+        Location(mask=str(tmp_path / "absent.png"))
+    with pytest.raises(TrompeError, match=r"\[h, w\]"):
+        Location(mask=torch.zeros(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("location", Location()),
+        ("top-k:fraction=0.2", TopK(fraction=0.2)),
+        ("center-mass:low=0.3,high=0.9", CenterMass(low=0.3, high=0.9)),
+        ("active:c1=3,c2=8", Active(3, 8)),
+    ],
+)
+def test_specs_round_trip(spec, expected):
+    assert parse_objective(spec) == expected
+    assert parse_objective(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("locaton", "did you mean 'location'"),
+        ("active", "needs active:c1=...,c2=..."),
+        ("active:c1=2,c2=2", "two classes"),
+        ("top-k:fraction=2", "fraction"),
+        ("top-k:k=2", "no option 'k'"),
+        ("location:low=0.5,high=0.1", "interval of location is empty"),
+    ],
+)
+def test_wrong_specs(spec, message):
+    with pytest.raises(TrompeError, match=message):
+        parse_objective(spec)
+
+
+def test_missing_original_maps():
+    with pytest.raises(TrompeError, match="needs the original"):
+        OBJECTIVES["top-k"]().loss((torch.rand(1, 3, 3),))
+
+
+def test_intervals_include_their_ends():
+    objective = Location(low=0.1, high=0.2)
+    values = torch.tensor([0.09, 0.1, 0.15, 0.2, 0.21], dtype=torch.float64)
+    assert objective.fooled(values).tolist() == [False, True, True, True, False]
+
+
+def test_rate_is_the_bootstrap_of_scipy():
+    hits = np.random.default_rng(0).random(400) < 0.9
+    share, low, high = rate(hits)
+    theirs = stats.bootstrap((hits,), np.mean, method="percentile", rng=0).confidence_interval
+    assert share == hits.mean()
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.006)
+    assert rate([True] * 5) == (1.0, 1.0, 1.0)
+    assert math.isnan(rate([])[0])
+
+
+def test_top_five_of_few_classes():
+    logits = torch.tensor([[0.1, 0.9, 0.5], [0.9, 0.1, 0.5]])
+    assert in_top(logits, torch.tensor([2, 1]), 2).tolist() == [True, False]
+    assert in_top(logits, torch.tensor([2, 1]), 5).tolist() == [True, True]
