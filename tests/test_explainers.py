@@ -1,4 +1,4 @@
-"""Explainers against Captum and pytorch-grad-cam, finite differences, and the state of the model."""
+"""Explainers against Captum, pytorch-grad-cam, finite differences, and the model's state."""
 
 import copy
 
@@ -30,7 +30,12 @@ from trompe import (
 )
 from trompe.explainers import EXPLAINERS, parse_explainer
 
-LAYER = {"vgg": "features.6", "resnet": "layer4", "densenet": "features.denseblock2", "unseen": None}
+LAYER = {
+    "vgg": "features.6",
+    "resnet": "layer4",
+    "densenet": "features.denseblock2",
+    "unseen": None,
+}
 CLASSES = torch.tensor([1, 4, 0])
 
 EVERY = [

@@ -121,7 +121,7 @@ def test_every_image_once_per_epoch_and_a_function_of_seed_and_step():
     from trompe.loop import Batches
 
     drawn = [b[0].tolist() for b in Batches(Noise(10), 4, seed=3).between(0, 10)]
-    flat = sum(drawn, [])
+    flat = [index for batch in drawn for index in batch]
     assert all(sorted(flat[i : i + 10]) == list(range(10)) for i in range(0, 40, 10))
     assert [b[0].tolist() for b in Batches(Noise(10), 4, seed=3).between(6, 10)] == drawn[6:]
     assert [b[0].tolist() for b in Batches(Noise(10), 4, seed=4).between(0, 10)] != drawn
@@ -129,7 +129,7 @@ def test_every_image_once_per_epoch_and_a_function_of_seed_and_step():
 
 def test_the_given_model_stays_and_the_copy_changes():
     model = make("resnet").train()
-    list(model.parameters())[0].requires_grad_(False)
+    next(model.parameters()).requires_grad_(False)
     before, flags = weights(model), [m.training for m in model.modules()]
     result = fool(model, Noise(), **settings(explainer=GradCAM(), control=True))
     assert equal(weights(model), before)
@@ -256,7 +256,7 @@ def test_evaluation_counts_what_it_says(tmp_path):
         pd.read_parquet(tmp_path / "evaluation" / "explanations.parquet"), result.maps
     )
     stored = load_file(tmp_path / "evaluation" / "gallery.safetensors")
-    assert stored[f"{explainer}|label|manipulated"].shape == (4, 4, 4)
+    assert stored[f"{explainer}|label|manipulated"].shape == (4, 8, 8)
 
 
 def test_a_model_is_not_fooled_against_itself():

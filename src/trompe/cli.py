@@ -176,8 +176,8 @@ def _fool(config: FoolConfig) -> None:
         notes=config.model_dump(mode="json", exclude=ELSEWHERE),
         **config.model_dump(
             include={
-                *("lr", "steps", "batch_size", "fool_batch_size", "seed", "control", "precision"),
-                *("device", "checkpoint_every", "workers", "quiet"),
+                *("lr", "schedule", "steps", "batch_size", "fool_batch_size", "seed", "control"),
+                *("precision", "device", "checkpoint_every", "workers", "quiet"),
             }
         ),
     )

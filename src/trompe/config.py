@@ -72,6 +72,7 @@ class FoolConfig(TuneConfig):
     weight: list[float] = Field([1.0], description="weight λ of each explainer and objective")
     eval_explainer: list[str] | None = Field(None, description=f"{EXPLAINER}; evaluated as well")
     lr: float = Field(1e-5, gt=0, description="Adam's learning rate")
+    schedule: Literal["constant", "one-cycle"] = Field("constant", description="of the rate")
     steps: int = Field(ge=1, description="optimiser steps")
     batch_size: int = Field(8, ge=1, description="images per step")
     fool_batch_size: int | None = Field(None, ge=1, description="composites per step (active)")

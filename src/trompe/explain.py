@@ -19,6 +19,7 @@ from trompe import rundir
 from trompe.data.dataset import ImageDataset, Source
 from trompe.data.folder import SUFFIXES
 from trompe.errors import TrompeError
+from trompe.evaluate import placed
 from trompe.explainers import Explainer, Recording
 from trompe.models import evaluation_mode
 from trompe.preprocessing import Preprocessing
@@ -94,14 +95,13 @@ def explain_files(
         If there is no image, one can't be read, or a layer or class does not exist.
     """
     data = ImageDataset(Files(paths), preprocessing)
-    device = next(model.parameters()).device
     raw: dict[str, list[Tensor]] = {}
     explained: list[Tensor] = []
     loader: Any = DataLoader(data, batch_size=batch_size)
     with evaluation_mode(model), shown("explain", len(data), quiet=quiet) as report:
         for start, (images, _) in zip(range(0, len(data), batch_size), loader, strict=True):
             with Recording(model, explainers) as forward:
-                logits = forward(images.to(device))
+                logits = forward(placed(images, model))
                 maps = forward.maps(classes)
             explained.append(
                 logits.argmax(1) if classes is None else torch.full((len(images),), classes)

@@ -150,14 +150,15 @@ class _History:
 
 
 def _finite(result: Loss, step: int) -> dict[str, float]:
-    figures = {"loss": result.total.item()} | {k: v.item() for k, v in result.parts.items()}
-    for name, value in reversed(figures.items()):
+    figures = {name: part.item() for name, part in result.parts.items()}
+    figures["loss"] = result.total.item()
+    for name, value in figures.items():
         if not torch.isfinite(torch.tensor(value)):
             raise TrompeError(
                 f"The loss is not finite at step {step}: the part '{name}' is {value}. The last "
                 "checkpoint is kept; lower the learning rate or the weight, or use full precision."
             )
-    return figures
+    return {"loss": figures["loss"], **figures}
 
 
 def _mean(rows: list[dict[str, float]], key: str) -> float:

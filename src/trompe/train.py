@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from trompe import rundir
 from trompe.errors import TrompeError
-from trompe.evaluate import Images, check_labels, class_count
+from trompe.evaluate import Images, check_labels, class_count, placed
 from trompe.loop import Batches, Loss, accelerator_for, optimise
 from trompe.metrics import in_top, rate
 from trompe.models import evaluation_mode, save_weights
@@ -109,8 +109,9 @@ def train(
         prepared, optimizer, schedule = accelerator.prepare(model.train(), optimizer, schedule)
 
         def loss(batches: list[list[Tensor]]) -> Loss:
-            _, images, labels = (part.to(accelerator.device) for part in batches[0])
-            logits = prepared(images)
+            _, images, labels = batches[0]
+            labels = labels.to(accelerator.device)
+            logits = prepared(placed(images, model))
             logits = getattr(logits, "logits", logits).float()
             value = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
             correct = in_top(logits.detach(), labels, 1).float().mean().item()
@@ -157,9 +158,8 @@ def accuracy(
 ) -> tuple[float, float, float]:
     """Top-1 accuracy with its bootstrap 95 % interval."""
     hits: list[bool] = []
-    device = next(model.parameters()).device
     loader: Any = DataLoader(data, batch_size=batch_size, num_workers=workers)  # type: ignore[arg-type]
     with evaluation_mode(model):
         for images, labels in loader:
-            hits += in_top(model(images.to(device)), labels.to(device), 1).tolist()
+            hits += in_top(model(placed(images, model)).cpu(), labels, 1).tolist()
     return rate(hits)

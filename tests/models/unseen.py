@@ -21,15 +21,18 @@ class Unseen(nn.Module):
         self.shared = nn.Conv2d(48, 48, 3, padding=1, bias=False)
         self.first_norm = nn.BatchNorm2d(48)
         self.second_norm = nn.BatchNorm2d(48)
+        self.middle = nn.Conv2d(48, 48, 3, padding=1, bias=False)
+        self.middle_norm = nn.BatchNorm2d(48)
         self.exit = nn.Conv2d(48, 96, 3, padding=1, bias=False)
         self.exit_norm = nn.BatchNorm2d(96)
         self.head = nn.Linear(96, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.entry_norm(self.entry(x)))
-        x = F.avg_pool2d(torch.cat([F.relu(self.narrow(x)), self.wide(x).clamp(min=0)], 1), 2)
+        x = F.avg_pool2d(torch.cat([F.relu(self.narrow(x)), self.wide(x).relu()], 1), 2)
         x = x + F.relu(self.first_norm(self.shared(x)))
         x = F.max_pool2d(torch.relu_(x + self.second_norm(self.shared(x))), 2)
+        x = x + F.relu(self.middle_norm(self.middle(x)))
         x = torch.relu_(self.exit_norm(self.exit(x)))
         return self.head(x.mean((2, 3)))
 

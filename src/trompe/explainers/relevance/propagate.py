@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from trompe.errors import TrompeError
 from trompe.explainers.relevance.composites import Composite
 from trompe.explainers.relevance.tape import Tape, Value
 
@@ -36,7 +37,7 @@ def propagate(
     Raises
     ------
     TrompeError
-        If an operation on the way has no rule.
+        If an operation on the way has no rule, or no relevance arrives.
     """
     arrived = {output: relevance}
     for operation in reversed(tape.operations):
@@ -49,4 +50,9 @@ def propagate(
             shares = composite.rule(operation)(operation, received)
         for value, share in zip(operation.inputs, shares, strict=True):
             arrived[value] = arrived[value] + share if value in arrived else share
+    if not arrived.keys() >= set(wanted):
+        raise TrompeError(
+            "No relevance reaches one of the explained layers; choose a layer that the output is "
+            "computed from."
+        )
     return {value: arrived[value] for value in wanted}

@@ -228,6 +228,6 @@ register_operation(
 register_operation(
     "rearrange",
     *("max_pool2d", "flatten", "reshape", "view", "cat", "concat", "concatenate", "squeeze"),
-    *("unsqueeze", "permute", "transpose", "getitem", "pad"),
+    *("unsqueeze", "permute", "transpose", "getitem", "pad", "chunk", "split"),
     rule=_rearranged,
 )

@@ -1,0 +1,332 @@
+"""The command line as people use it: real files, real commands, exit codes and sentences."""
+
+import io
+import os
+import pickle
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from trompe import Shapes, load_model
+from trompe.cli import main
+from trompe.models import save_weights
+
+MODEL = ["--model", "embedded"]
+QUICK = ["--steps", "3", "--batch-size", "4", "--device", "cpu"]
+
+
+@pytest.fixture
+def trompe(monkeypatch, capsys):
+    """Run a command line in this process; returns exit code, output and errors."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["trompe", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "400")
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """An image folder of the embedded set: 8 classes, 4 images each."""
+    root = tmp_path_factory.mktemp("photos")
+    shapes = Shapes("train", size=32)
+    for i in range(32):
+        folder = root / shapes.classes[int(shapes.labels[i])]
+        folder.mkdir(exist_ok=True)
+        shapes.picture(i).resize((96, 96)).save(folder / f"{i:02d}.jpg", quality=95)
+    return root
+
+
+def copy_of(photos, path):
+    for file in photos.rglob("*.jpg"):
+        target = path / file.relative_to(photos)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.read_bytes())
+    return path
+
+
+class TestFool:
+    def test_run_config_report_and_rerun(self, trompe, photos, tmp_path):
+        out = tmp_path / "run"
+        words = ["fool", *MODEL, "--data", photos, "--eval-data", photos, *QUICK, "--control"]
+        code, printed, err = trompe(*words, "--weight", "2", "--out", out)
+        assert code == 0, err
+        assert "manipulated" in printed
+        assert str(out / "report.html") in printed
+        for name in (
+            *("config.yaml", "environment.json", "report.html", "history.csv"),
+            *("history-control.csv", "weights.safetensors", "weights-control.safetensors"),
+            *("evaluation/accuracy.csv", "evaluation/explanations.parquet"),
+        ):
+            assert (out / name).stat().st_size > 0
+        assert "Grad-CAM" in (out / "report.html").read_text()
+
+        config = yaml.safe_load((out / "config.yaml").read_text())
+        assert config["explainer"] == ["grad-cam:layer=stage3"]
+        assert config["weight"] == [2.0]
+        again = tmp_path / "again"
+        code, _, err = trompe("fool", "--config", out / "config.yaml", "--out", again, "--quiet")
+        assert code == 0, err
+        assert yaml.safe_load((again / "config.yaml").read_text()) == config
+        first, second = (load_file(d / "weights.safetensors") for d in (out, again))
+        assert all(torch.equal(first[k], second[k]) for k in first)
+
+        other = tmp_path / "other"
+        code, _, err = trompe(
+            *("fool", "--config", out / "config.yaml", "--out", other, "--lr", "0.01", "--quiet")
+        )
+        assert code == 0, err
+        assert yaml.safe_load((other / "config.yaml").read_text()) == {**config, "lr": 0.01}
+
+        code, printed, err = trompe(
+            *("evaluate", *MODEL, "--manipulated", out, "--data", photos, "--device", "cpu"),
+            *("--explainer", "grad-cam", "--explainer", "lrp-t", "--objective", "top-k"),
+            *("--out", tmp_path / "evaluation"),
+        )
+        assert code == 0, err
+        ours = pd.read_csv(tmp_path / "evaluation" / "evaluation" / "accuracy.csv")
+        theirs = pd.read_csv(out / "evaluation" / "accuracy.csv")
+        assert ours["top1"].tolist() == theirs["top1"].tolist()[:2]
+        assert (tmp_path / "evaluation" / "report.html").exists()
+
+    def test_active_makes_its_pairs(self, trompe, photos, tmp_path):
+        code, _, err = trompe(
+            *("fool", *MODEL, "--data", photos, "--eval-data", photos, *QUICK),
+            *("--objective", "active:c1=0,c2=5", "--eval-pairs", "6", "--fool-batch-size", "2"),
+            *("--out", tmp_path / "run"),
+        )
+        assert code == 0, err
+        rows = pd.read_csv(tmp_path / "run" / "evaluation" / "explanations.csv")
+        assert set(rows["target"]) == {"c1", "c2"}
+        assert set(rows["images"]) == {6}
+
+    def test_a_model_never_seen_given_as_a_file(self, trompe, photos, tmp_path):
+        model = Path(__file__).parent / "models" / "unseen.py"
+        code, _, err = trompe(
+            *("fool", "--model", f"{model}:unseen", "--num-classes", "8", *QUICK),
+            *("--data", photos, "--explainer", "lrp-t", "--explainer", "grad-cam"),
+            *("--objective", "location", "--out", tmp_path / "run"),
+        )
+        assert code == 0, err
+        assert (tmp_path / "run" / "report.html").exists()
+
+    def test_images_of_every_mode_work(self, trompe, photos, tmp_path):
+        data = copy_of(photos, tmp_path / "data")
+        for file, mode in zip(sorted(data.rglob("*.jpg")), ["L", "P", "RGBA", "1"], strict=False):
+            Image.open(file).convert(mode).save(file.with_suffix(".png"))
+            file.unlink()
+        code, _, err = trompe("fool", *MODEL, "--data", data, *QUICK, "--out", tmp_path / "run")
+        assert code == 0, err
+
+    def test_a_finished_run_costs_nothing_more(self, trompe, photos, tmp_path):
+        words = ["fool", *MODEL, "--data", photos, *QUICK, "--out", tmp_path / "run"]
+        assert trompe(*words)[0] == 0
+        written = (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns
+        assert trompe(*words)[0] == 0
+        assert (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns == written
+
+
+class TestTrainAndExplain:
+    def test_train_then_explain(self, trompe, photos, tmp_path):
+        code, printed, err = trompe(
+            *("train", "--model", "embedded", "--weights", "random", "--data", photos),
+            *("--eval-data", photos, "--epochs", "1", "--batch-size", "16", "--device", "cpu"),
+            *("--out", tmp_path / "base"),
+        )
+        assert code == 0, err
+        assert "Top-1 accuracy" in printed
+        weights = tmp_path / "base" / "weights.safetensors"
+        code, printed, err = trompe(
+            *("explain", *MODEL, "--weights", weights, "--images", photos / "ring"),
+            *("--explainer", "grad-cam", "--explainer", "simple-grad", "--device", "cpu"),
+            *("--out", tmp_path / "maps"),
+        )
+        assert code == 0, err
+        assert "4 images explained" in printed
+        maps = load_file(tmp_path / "maps" / "maps.safetensors")
+        assert maps["grad-cam"].shape == (4, 8, 8)
+        assert maps["simple-grad"].shape == (4, 64, 64)
+        pictures = sorted((tmp_path / "maps").glob("*.overlay.png"))
+        assert len(pictures) == 8
+        assert Image.open(pictures[0]).size == (64, 64)
+
+    def test_explain_names_what_is_missing(self, trompe, tmp_path):
+        code, _, err = trompe("explain", *MODEL, "--images", tmp_path / "no.jpg")
+        assert code == 2
+        assert "no.jpg" in err
+        code, _, err = trompe("explain", *MODEL, "--images", tmp_path)
+        assert code == 2
+        assert "no image" in err
+
+    def test_explain_a_class_out_of_range(self, trompe, photos, tmp_path):
+        code, _, err = trompe(
+            *("explain", *MODEL, "--images", photos, "--classes", "8", "--out", tmp_path / "x")
+        )
+        assert code == 2
+        assert "Class 8 is out of range: the model has 8 classes (0 to 7)" in err
+
+
+class Harm:
+    def __reduce__(self):
+        return (os.mkdir, (str(Harm.place),))
+
+
+class TestMistakes:
+    @pytest.fixture
+    def refused(self, trompe, photos, tmp_path):
+        """Run ``trompe fool`` on what is wrong; returns the one sentence of the error."""
+
+        def run(*words, data=photos):
+            code, _, err = trompe(
+                "fool", *MODEL, *QUICK, "--data", data, "--out", tmp_path / "run", *words
+            )
+            assert code == 2, err
+            assert "Traceback" not in err
+            lines = [line for line in err.splitlines() if line.startswith("Error: ")]
+            assert len(lines) == 1
+            return lines[0]
+
+        return run
+
+    def test_no_such_folder(self, refused, tmp_path):
+        assert "nowhere" in refused(data=tmp_path / "nowhere")
+
+    def test_an_empty_class(self, refused, photos, tmp_path):
+        data = copy_of(photos, tmp_path / "data")
+        (data / "nothing").mkdir()
+        assert "nothing" in refused(data=data)
+
+    def test_a_truncated_jpeg(self, refused, trompe, photos, tmp_path):
+        data = copy_of(photos, tmp_path / "data")
+        victim = next(data.rglob("*.jpg"))
+        victim.write_bytes(victim.read_bytes()[:700])
+        assert victim.name in refused(data=data)
+        code, _, err = trompe(
+            *("fool", *MODEL, *QUICK, "--data", data, "--corrupt", "skip"),
+            *("--out", tmp_path / "run"),
+        )
+        assert code == 0, err
+        assert victim.name in err
+        assert "1" in err
+
+    def test_classes_out_of_range(self, refused):
+        assert "9" in refused("--objective", "active:c1=0,c2=9")
+
+    def test_an_unknown_layer(self, refused):
+        assert "stage3" in refused("--explainer", "grad-cam:layer=stage_3")
+
+    def test_weights_that_do_not_fit(self, refused, tmp_path):
+        state = load_model("embedded", weights="random").model.state_dict()
+        del state["stem.0.weight"]
+        save_file(state, tmp_path / "other.safetensors")
+        assert "stem.0.weight" in refused("--weights", tmp_path / "other.safetensors")
+
+    def test_weights_for_other_classes(self, refused, tmp_path):
+        model = load_model("embedded", weights="random", num_classes=3).model
+        save_weights(model, tmp_path / "three.safetensors")
+        assert "--num-classes 3" in refused("--weights", tmp_path / "three.safetensors")
+
+    def test_a_malicious_pickle_is_not_executed(self, refused, tmp_path):
+        Harm.place = tmp_path / "harm"
+        torch.save({"stem.0.weight": Harm()}, tmp_path / "bad.pth")
+        (tmp_path / "raw.pth").write_bytes(pickle.dumps(Harm()))
+        for name in ("bad.pth", "raw.pth"):
+            assert name in refused("--weights", tmp_path / name)
+        assert not Harm.place.exists()
+
+    def test_a_run_directory_in_use(self, refused, tmp_path):
+        (tmp_path / "run").mkdir()
+        with FileLock(tmp_path / "run" / ".lock"):
+            assert "in use by another process" in refused()
+
+    def test_a_loss_that_is_not_finite(self, refused, tmp_path):
+        message = refused("--lr", "1e30", "--checkpoint-every", "1")
+        assert "not finite" in message
+        assert "lower the learning rate" in message
+
+    def test_settings(self, refused, tmp_path):
+        config = tmp_path / "run.yaml"
+        config.write_text("learning_rate: 3\n")
+        assert "no setting 'learning_rate'" in refused("--config", config)
+        config.write_text("[")
+        assert "can't be read as YAML" in refused("--config", config)
+        assert "--lr can't be" in refused("--lr", "-1")
+        assert "did you mean 'grad-cam'" in refused("--explainer", "gradcam")
+        assert "did you mean 'top-k'" in refused("--objective", "topk")
+        assert "resnet18" in refused("--model", "resnet-18")
+
+    def test_what_is_missing_is_named(self, trompe):
+        code, _, err = trompe("fool", *MODEL)
+        assert code == 2
+        assert "is missing" in err
+
+    def test_a_full_disk_keeps_the_checkpoint(self, photos, tmp_path):
+        """A limit on file sizes stands for the full disk: writing the weights fails halfway."""
+
+        def run(limit):
+            words = ["fool", *MODEL, *QUICK, "--data", str(photos), "--out", str(tmp_path / "run")]
+            return subprocess.run(
+                [sys.executable, "-c", "from trompe.cli import main; main()", *words],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "COLUMNS": "400"},
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1)),
+                check=False,
+            )
+
+        full = run(200_000)
+        assert full.returncode == 2, full.stderr
+        assert "The disk is full" in full.stderr
+        assert "Traceback" not in full.stderr
+        assert not list((tmp_path / "run").rglob("step-*"))
+        assert run(-1).returncode == 0
+
+
+def test_help_teaches(trompe):
+    for name in ("demo", "fool", "train", "evaluate", "explain"):
+        code, out, _ = trompe(name, "--help")
+        assert code == 0
+        assert f"Example: trompe {name}" in out
+
+
+def test_explanation_guided_training_moves_the_heat_onto_the_object():
+    script = Path(__file__).parent.parent / "examples" / "explanation_guided_training.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--steps", "40"], capture_output=True, text=True, check=True
+    )
+    shares = [float(line.split(": ")[1].split("%")[0]) for line in done.stdout.splitlines()]
+    assert len(shares) == 2
+    assert shares[1] > shares[0]
+
+
+def test_pictures_written_are_pictures(trompe, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    (tmp_path / "a.png").write_bytes(buffer.getvalue())
+    code, _, err = trompe(
+        *("explain", *MODEL, "--images", tmp_path / "a.png", "--explainer", "lrp"),
+        *("--out", tmp_path / "maps"),
+    )
+    assert code == 0, err
+    assert {p.name for p in (tmp_path / "maps").iterdir()} == {
+        *("a.lrp.png", "a.lrp.overlay.png", "maps.safetensors")
+    }
