@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -100,6 +101,9 @@ def train(
                     history.to_csv(new, index=False)
                 rundir.remove(directory / "checkpoints")
         top1 = None if eval_data is None else accuracy(model, eval_data, workers=workers)
+        if top1 is not None and directory:
+            named = dict(zip(("top1", "low", "high"), top1, strict=True))
+            rundir.write_text(directory / "accuracy.json", json.dumps(named))
         return TrainResult(model, history, top1, directory)
 
     def fit(folder: Path | None) -> pd.DataFrame:

@@ -77,8 +77,15 @@ def _page(run: Run) -> dict[str, Any]:
         "more_cards": cards[FIRST:],
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=1000),
         "command": shlex.join(command) if isinstance(command, list) else command,
+        "verb": _verb(run.config),
         "environment": _flat(environment),
     }
+
+
+def _verb(config: Mapping[str, Any]) -> str:
+    if "epochs" in config:
+        return "train"
+    return "evaluate" if "manipulated" in config else "fool"
 
 
 def _css(red: float, green: float, blue: float, alpha: float) -> str:

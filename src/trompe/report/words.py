@@ -121,6 +121,9 @@ def listed(values: Any) -> list[str]:
 
 def headline(run: Run) -> str:
     """Say the result in one sentence."""
+    if "epochs" in run.config:
+        data = _join(listed(run.config.get("data")))
+        return f"{run.config['model']} was trained for {run.config['epochs']:g} epochs on {data}."
     parts = [part for part in (_lies(run), _accuracy(run)) if part]
     if parts:
         sentence = "; ".join(parts)
@@ -139,6 +142,8 @@ def summary(run: Run) -> str:
         for key, name in (("batch size", "batch_size"), ("learning rate", "lr"), ("seed", "seed"))
         if config.get(name) is not None
     ]
+    if "epochs" in config:
+        return f"AdamW under a one-cycle schedule ({', '.join(details)})."
     model = config.get("model")
     measured = ""
     if run.accuracy is not None:
