@@ -1,9 +1,12 @@
 """The command line as people use it: real files, real commands, exit codes and sentences."""
 
 import io
+import itertools
 import os
 import pickle
+import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from trompe import Shapes, load_model
 from trompe.cli import main
+from trompe.config import FoolConfig
 from trompe.models import save_weights
 
 MODEL = ["--model", "embedded"]
@@ -330,3 +334,21 @@ def test_pictures_written_are_pictures(trompe, tmp_path):
     assert {p.name for p in (tmp_path / "maps").iterdir()} == {
         *("a.lrp.png", "a.lrp.overlay.png", "maps.safetensors")
     }
+
+
+def test_the_readme_runs():
+    """Every Python block, in order; with fewer steps, since only that it runs is asked here."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(re.sub(r"steps=\d+", "steps=3", block).replace("limit=", "limit=16 + 0 * "), names)
+    assert len(blocks) == 2
+    assert names["heatmaps"].shape == (1, 8, 8)
+    commands = re.findall(r"```\n(trompe .*?)```", readme, re.DOTALL)
+    for command in commands:
+        words = shlex.split(command.replace("\\\n", " "))
+        assert words[1] == "fool"
+        given = dict(pair for pair in itertools.pairwise(words) if pair[0][:2] == "--")
+        fields = {key[2:].replace("-", "_") for key in given}
+        assert fields <= set(FoolConfig.model_fields)

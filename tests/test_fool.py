@@ -200,16 +200,14 @@ def test_several_explainers_and_objectives_together():
     assert row["loss"] == pytest.approx(total, rel=1e-5)
 
 
-def test_active_swaps_on_composites_and_passive_joins_in():
+def test_active_swaps_on_composites_and_passive_joins_in(tmp_path):
     shapes = Shapes("train", size=32)
     model = load_model("embedded", weights="random").model
     pairs = Pairs(shapes, 0, 3)
     result = fool(
         model,
         shapes,
-        **settings(
-            explainer=GradCAM(layer="stage3"), objective=[Active(0, 3), Location()], steps=3
-        ),
+        **settings(explainer=GradCAM(layer="stage3"), objective=[Active(0, 3), TopK()], steps=12),
         fool_data=pairs,
         fool_batch_size=2,
         eval_data=Shapes("validation", size=16),
@@ -219,6 +217,15 @@ def test_active_swaps_on_composites_and_passive_joins_in():
     table = result.evaluation.explanations
     assert set(table["target"]) == {"label", "c1", "c2"}
     assert len(result.evaluation.predictions) == 16
+    kept_in_files = fool(
+        model,
+        shapes,
+        **settings(explainer=GradCAM(layer="stage3"), objective=[Active(0, 3), TopK()], steps=12),
+        fool_data=pairs,
+        fool_batch_size=2,
+        run_dir=tmp_path / "run",
+    )
+    assert equal(weights(kept_in_files.model), weights(result.model))
     assert set(result.evaluation.maps.query("target == 'c1'")["label"]) == {0}
 
 

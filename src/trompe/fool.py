@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +266,7 @@ def _fine_tune(
     stem = "" if name == "fool" else f"-{name}"
     weights = directory and directory / f"weights{stem}.safetensors"
     table = directory and directory / f"history{stem}.csv"
+    folder = directory and directory / "checkpoints" / name
     if weights and table and weights.exists() and table.exists():
         model.load_state_dict(load_file(weights))
         return model.to(accelerator.device), pd.read_csv(table)
@@ -275,13 +275,16 @@ def _fine_tune(
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     scheduler = SCHEDULES[schedule](optimizer, lr, steps)
     prepared, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    folder = directory and directory / "checkpoints" / name
     passive = [t for t in terms if not t.objective.on_composites]
     composed = [t for t in terms if t.objective.on_composites]
-    groups = [_Group(original, passive, batches, folder)] + [
-        _Group(original, list(group), fool_batches, folder)
-        for _, group in groupby(composed, key=lambda t: t.objective.classes(torch.tensor([0])))
+    parted = [(passive, batches)] + [
+        ([t for t in composed if t.objective == objective], fool_batches)
+        for objective in dict.fromkeys(t.objective for t in composed)
         if fool_batches is not None
+    ]
+    groups = [
+        _Group(original, chosen, source, folder and folder / f"group-{i}")
+        for i, (chosen, source) in enumerate(parted)
     ]
 
     def loss(step: list[list[Tensor]]) -> Loss:
@@ -289,8 +292,7 @@ def _fine_tune(
         total: Tensor | float = 0.0
         successes: list[Tensor] = []
         for group in groups:
-            batch = step[sources.index(group.batches)]
-            indices, images, labels = batch
+            indices, images, labels = step[sources.index(group.batches)]
             images, labels = placed(images, original), labels.to(accelerator.device)
             with Recording(prepared, group.explainers) as forward:
                 logits = forward(images)
