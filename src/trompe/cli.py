@@ -15,7 +15,7 @@ from typing import Annotated, Any, Optional, Union, get_args, get_origin
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from trompe import rundir
 from trompe.config import (
@@ -315,28 +315,37 @@ def _default_out(*words: str) -> Path:
 
 
 def _show(evaluation: Any) -> None:
-    table = Table("model", "top-1 %", "top-5 %", "agrees with the original %")
+    accuracy = Table("model", "top-1 %", "95 % interval", "top-5 %", "agreement %")
     for row in evaluation.accuracy.itertuples():
-        table.add_row(
+        accuracy.add_row(
             row.model,
-            f"{row.top1:.1%} ({row.top1_low:.1%} to {row.top1_high:.1%})",
-            f"{row.top5:.1%}",
-            f"{row.agreement:.1%}",
+            _percent(row.top1),
+            f"{_percent(row.top1_low)} to {_percent(row.top1_high)}",
+            _percent(row.top5),
+            _percent(row.agreement),
         )
-    console.print(table)
-    table = Table("explainer", "objective", "class", "model", "fooled (95 % interval)", "test loss")
-    for row in evaluation.explanations.itertuples():
-        table.add_row(
-            row.explainer + (" *" if row.attacked else ""),
-            row.objective,
-            row.target,
-            row.model,
-            f"{row.fsr:.1%} ({row.fsr_low:.1%} to {row.fsr_high:.1%})",
-            f"{row.test_loss_mean:.3f}",
-        )
-    if table.row_count:
-        console.print(table)
+    console.print(accuracy)
+    fooled = Table(Column("explainer", overflow="fold"), "fooled %", "95 % interval", "test loss")
+    for (objective, target, model), rows in evaluation.explanations.groupby(
+        ["objective", "target", "model"], sort=False
+    ):
+        fooled.add_section()
+        where = "" if target == "label" else f", {target}"
+        fooled.add_row(f"[bold]{escape(objective)}{where}: {model}[/]")
+        for row in rows.itertuples():
+            fooled.add_row(
+                escape(row.explainer) + (" *" if row.attacked else ""),
+                _percent(row.fsr),
+                f"{_percent(row.fsr_low)} to {_percent(row.fsr_high)}",
+                f"{row.test_loss_mean:.3f}",
+            )
+    if fooled.row_count:
+        console.print(fooled)
         console.print("* attacked: in the loss of the fine-tuning")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def main() -> None:
