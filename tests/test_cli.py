@@ -7,8 +7,10 @@ import pickle
 import re
 import resource
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -296,12 +298,30 @@ class TestMistakes:
                 check=False,
             )
 
-        full = run(200_000)
-        assert full.returncode == 2, full.stderr
-        assert "The disk is full" in full.stderr
-        assert "Traceback" not in full.stderr
-        assert not list((tmp_path / "run").rglob("step-*"))
+        for size_that_stops in (200_000, 500_000):  # the weights, the optimiser's state
+            full = run(size_that_stops)
+            assert full.returncode == 2, full.stderr
+            assert "The disk is full" in full.stderr
+            assert "Traceback" not in full.stderr
+            assert not list((tmp_path / "run").rglob("step-*"))
         assert run(-1).returncode == 0
+
+
+def test_interrupted_it_says_how_to_go_on(tmp_path):
+    words = ["fool", *MODEL, "--data", "shapes", "--limit", "64", "--no-check", "--steps", "100000"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", "from trompe.cli import main; main()", *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    run = tmp_path / "runs" / "fool-embedded-grad-cam-location"
+    while child.poll() is None and not (run / "config.yaml").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    child.send_signal(signal.SIGINT)
+    assert "the same command goes on" in child.communicate(timeout=60)[1]
+    assert child.returncode == 130
 
 
 def test_help_teaches(trompe):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import types
 import warnings
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional, Union, get_args, get_origin
 
@@ -61,7 +60,8 @@ def command(config: type[Config], example: str) -> Callable[[Callable[[Any], Non
     def register(function: Callable[[Any], None]) -> None:
         def run(config_file: Path | None = None, **given: Any) -> None:
             chosen = {name: value for name, value in given.items() if value not in (None, [])}
-            function(read(config, config_file, chosen))
+            with _interruptible():
+                function(read(config, config_file, chosen))
 
         parameters = [
             inspect.Parameter(
@@ -117,24 +117,25 @@ def demo(
     quiet: Annotated[bool, typer.Option(help="show no progress and no tables")] = False,
 ) -> None:
     """Fool Grad-CAM on the embedded model and images, and write a report."""
-    _fool(
-        FoolConfig(
-            model="embedded",
-            data="shapes:train",
-            eval_data="shapes:validation",
-            limit=2000,
-            lr=5e-3,
-            schedule="one-cycle",
-            steps=800,
-            batch_size=16,
-            weight=[6.0],
-            control=True,
-            out=out,
-            seed=seed,
-            quiet=quiet,
-            check=False,
+    with _interruptible():
+        _fool(
+            FoolConfig(
+                model="embedded",
+                data="shapes:train",
+                eval_data="shapes:validation",
+                limit=2000,
+                lr=5e-3,
+                schedule="one-cycle",
+                steps=800,
+                batch_size=16,
+                weight=[6.0],
+                control=True,
+                out=out,
+                seed=seed,
+                quiet=quiet,
+                check=False,
+            )
         )
-    )
 
 
 @command(
@@ -230,8 +231,11 @@ def evaluate_(config: EvaluateConfig) -> None:
         config.model, config.weights, config.num_classes, seed=config.seed
     )
     others = [
-        None if path is None else load_model(config.model, _weights(path), config.num_classes).model
-        for path in (config.manipulated, config.control)
+        None if path is None else load_model(config.model, path, config.num_classes).model
+        for path in (
+            _weights(config.manipulated, "weights.safetensors"),
+            _weights(config.control, "weights-control.safetensors"),
+        )
     ]
     data = load_data(
         config.data,
@@ -299,8 +303,8 @@ def _model_and_data(config: TuneConfig) -> tuple[Any, Any, Any]:
     return model, data, eval_data
 
 
-def _weights(path: str) -> str:
-    return str(Path(path) / "weights.safetensors") if Path(path).is_dir() else path
+def _weights(path: str | None, name: str) -> str | None:
+    return str(Path(path) / name) if path is not None and Path(path).is_dir() else path
 
 
 def _device(device: str | None) -> Any:
@@ -309,9 +313,16 @@ def _device(device: str | None) -> Any:
 
 
 def _default_out(*words: str) -> Path:
-    name = "-".join(word.split(":")[0] for word in words)
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{name.replace(os.sep, '_')}-{stamp}"
+    return Path("runs") / "-".join(Path(word).name.split(":")[0] for word in words)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print("Interrupted; the same command goes on from the last checkpoint.")
+        raise typer.Exit(130) from None
 
 
 def _show(evaluation: Any) -> None:
@@ -349,13 +360,10 @@ def _percent(share: float) -> str:
 
 
 def main() -> None:
-    """Run the command line; exit code 2 for what was given wrongly, 130 when interrupted."""
+    """Run the command line; exit code 2 for what can't be used, 130 when interrupted."""
     warnings.showwarning = lambda message, *_: errors.print(f"[yellow]Note:[/] {message}")
     try:
         app()
     except TrompeError as error:
         errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("Interrupted; the same command goes on from the last checkpoint.")
-        sys.exit(130)

@@ -85,7 +85,9 @@ class EvaluateConfig(DataConfig):
     """Settings of ``trompe evaluate``."""
 
     manipulated: str = Field(description="weights of the manipulated model, or its run directory")
-    control: str | None = Field(None, description="weights of the control model")
+    control: str | None = Field(
+        None, description="weights of the control model, or its run directory"
+    )
     explainer: list[str] = Field(["grad-cam", "simple-grad-t", "lrp-t"], description=EXPLAINER)
     objective: list[str] = Field(["location"], description=OBJECTIVE)
     batch_size: int = Field(32, ge=1, description="images per batch")

@@ -115,7 +115,6 @@ def optimise(
         checkpoint can't be written.
     """
     history = _History()
-    accelerator._custom_objects.clear()
     accelerator.register_for_checkpointing(history, *extra)
     if directory is not None and (last := _latest(directory)) is not None:
         accelerator.load_state(str(last))

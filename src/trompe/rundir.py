@@ -28,6 +28,8 @@ from trompe.errors import TrompeError
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+# What safetensors and torch.save say instead of raising an OSError.
+_FULL_WORDS = ("No space left", "File too large", "file write failed", "unexpected pos")
 
 
 @contextmanager
@@ -112,7 +114,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         full = isinstance(error, OSError) and error.errno in _FULL
-        if full or any(word in str(error) for word in ("No space left", "File too large")):
+        if full or any(words in str(error) for words in _FULL_WORDS):
             raise TrompeError(
                 f"The disk is full: '{path}' can't be written. Free some space and run the same "
                 "command again; it goes on from the last checkpoint."
