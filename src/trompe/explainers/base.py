@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trompe import specs
 from trompe.errors import TrompeError
 from trompe.explainers.relevance import COMPOSITES, Tape, Value, propagate
-from trompe.maps import min_max
+from trompe.maps import full_precision, min_max
 from trompe.models.layers import evaluation_mode, find_layer, get_layer
 
 INPUT = "input"
@@ -248,7 +248,7 @@ class Explained:
 
     @cached_property
     def gradients(self) -> dict[Site, Tensor]:
-        """∂y_c/∂A at every recorded site, from one backward pass through the part above."""
+        """∂y_c/∂A at every recorded site, from one backward pass; never in half precision."""
         recorded = self.recorded
         sites = sorted(recorded.gradient_sites, key=str)
         with torch.enable_grad():
@@ -260,13 +260,15 @@ class Explained:
             retain_graph=True,
             allow_unused=True,
         )
+        found = {}
         for site, gradient in zip(sites, gradients, strict=True):
             if gradient is None:
                 raise TrompeError(
                     f"The model's output does not depend on layer '{site.name}'; choose a layer "
                     "that the output is computed from."
                 )
-        return dict(zip(sites, gradients, strict=True))
+            found[site] = full_precision(gradient)
+        return found
 
     def relevance(self, site: Site, composite: str) -> Tensor:
         """Relevance at ``site`` that starts as the logit of the explained class."""
@@ -305,7 +307,7 @@ class Explained:
         with torch.enable_grad():
             score = logits.gather(1, self.classes[:, None]).sum()
         (gradient,) = torch.autograd.grad(score, kept, create_graph=differentiable)
-        return gradient
+        return full_precision(gradient)
 
     def activation(self, images: Tensor, site: Site) -> Tensor:
         """The tensor at ``site`` in an extra pass, in evaluation mode."""
