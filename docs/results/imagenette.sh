@@ -12,14 +12,14 @@ run() {
   trompe fool "${MODEL[@]}" --data "$IMAGENETTE/train-0000[0-2]*.parquet" \
     --eval-data "$IMAGENETTE/train-00003*.parquet" --eval-limit 200 --eval-pairs 50 \
     --explainer grad-cam --eval-explainer grad-cam --objective "$objective" --weight "$weight" \
-    --schedule one-cycle --lr 1e-4 --steps 250 --control --no-check --out "runs/$name"
+    --schedule one-cycle --lr 1e-4 --steps 450 --control --no-check --out "runs/$name"
   trompe evaluate "${MODEL[@]}" --manipulated "runs/$name" \
     --control "runs/$name/weights-control.safetensors" \
     --data "$IMAGENETTE/validation-*.parquet" --objective "$objective" --no-check \
     --explainer grad-cam --explainer simple-grad-t --explainer lrp-t --out "runs/$name-validation"
 }
 
-run location location 12
+run location location 8
 run top-k top-k 4
 run center-mass center-mass 0.5
 run active active:c1=5,c2=7 20
