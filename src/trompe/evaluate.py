@@ -192,7 +192,7 @@ def check_labels(data: Images, count: int) -> None:
     """
     labels = getattr(data, "labels", None)
     if labels is not None and len(labels):
-        check_class(int(max(labels)), count, "the data's labels")
+        check_class(int(torch.as_tensor(labels).max()), count, "the data's labels")
 
 
 def placed(images: Tensor, model: nn.Module) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -34,10 +34,7 @@ def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]]) -> T:
         If the name or an option is unknown, or an option is not ``key=value``.
     """
     name, _, rest = spec.partition(":")
-    if name not in registry:
-        close = difflib.get_close_matches(name, registry, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(registry)}."
-        raise TrompeError(f"There is no {kind} '{name}'; {hint}")
+    check_name(kind, name, registry)
     options: dict[str, Any] = {}
     for item in rest.split(",") if rest else []:
         key, equals, value = item.partition("=")
@@ -62,6 +59,20 @@ def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]]) -> T:
         example = ",".join(f"{key}=..." for key in missing)
         raise TrompeError(f"The {kind} '{name}' needs {name}:{example}.")
     return factory(**options)
+
+
+def check_name(kind: str, name: str, known: Collection[str]) -> None:
+    """Refuse a name that is not known; suggests a close one.
+
+    Raises
+    ------
+    TrompeError
+        If ``name`` is not in ``known``.
+    """
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(known)}."
+        raise TrompeError(f"There is no {kind} '{name}'; {hint}")
 
 
 def text(name: str, described: Any) -> str:

@@ -275,12 +275,10 @@ class Explained:
         recorded = self.recorded
         if composite not in self._relevance:
             chosen = torch.zeros_like(recorded.logits).scatter_(1, self.classes[:, None], 1)
-            logits = recorded.logits
-            start = logits if logits.dtype == torch.float64 else logits.float()
             self._relevance[composite] = propagate(
                 recorded.tape,
                 recorded.tape.value(recorded.logits),
-                start * chosen,
+                full_precision(recorded.logits) * chosen,
                 COMPOSITES[composite],
                 set(recorded.values.values()),
             )

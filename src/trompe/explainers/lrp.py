@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from trompe.errors import TrompeError
+from trompe import specs
 from trompe.explainers.base import INPUT, Explained, Explainer, Site
 from trompe.explainers.relevance import COMPOSITES
 from trompe.maps import min_max
@@ -36,12 +35,7 @@ class LRP(Explainer):
     composite: str = "heo2019"
 
     def __post_init__(self) -> None:
-        if self.composite not in COMPOSITES:
-            close = difflib.get_close_matches(self.composite, COMPOSITES, n=1)
-            hint = (
-                f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(COMPOSITES)}."
-            )
-            raise TrompeError(f"There is no LRP composite '{self.composite}'; {hint}")
+        specs.check_name("LRP composite", self.composite, COMPOSITES)
 
     def attribute(self, site: Site, explained: Explained) -> Tensor:
         """Propagate relevance to the site and sum over channels."""
