@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from trompe import Shapes, load_model
 from trompe.cli import main
 from trompe.config import FoolConfig
+from trompe.explainers.relevance.operations import RULES
 from trompe.models import save_weights
 
 MODEL = ["--model", "embedded"]
@@ -173,6 +174,24 @@ class TestTrainAndExplain:
         pictures = sorted((tmp_path / "maps").glob("*.overlay.png"))
         assert len(pictures) == 8
         assert Image.open(pictures[0]).size == (64, 64)
+
+    def test_explain_checks_conservation(self, trompe, photos, tmp_path):
+        composite = tmp_path / "mine.yaml"
+        composite.write_text("base: epsilon-plus\nrules: [{depth: 0, rule: flat}]\n")
+        explain = ("explain", *MODEL, "--images", photos / "ring", "--device", "cpu")
+        code, printed, err = trompe(
+            *(*explain, "--explainer", "lrp", "--check", "--out", tmp_path / "maps"),
+            *("--explainer", f"lrp:composite={composite},batch_norm=fold"),
+        )
+        assert code == 0, err
+        assert printed.count("of the logit arrives at input") == 2
+        assert "flat" in printed
+        assert "classifier" in printed
+        pictures = {path.name.split(".")[1] for path in (tmp_path / "maps").glob("*.png")}
+        assert pictures == {"lrp", "lrp-2"}
+        code, _, err = trompe(*explain, "--check", "--out", tmp_path / "other")
+        assert code == 2
+        assert "--check follows the relevance of LRP; give --explainer lrp" in err
 
     def test_explain_names_what_is_missing(self, trompe, tmp_path):
         code, _, err = trompe("explain", *MODEL, "--images", tmp_path / "no.jpg")
@@ -356,14 +375,16 @@ def test_pictures_written_are_pictures(trompe, tmp_path):
     }
 
 
-def test_the_readme_runs():
+def test_the_readme_runs(monkeypatch):
     """Every Python block, in order; with fewer steps, since only that it runs is asked here."""
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     names = {}
+    monkeypatch.setitem(RULES, "nan_to_num", None)
     for block in blocks:
         exec(re.sub(r"steps=\d+", "steps=3", block).replace("limit=", "limit=16 + 0 * "), names)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
+    assert len(names["table"]) > 5
     assert names["heatmaps"].shape == (1, 8, 8)
     commands = re.findall(r"```\n(trompe .*?)```", readme, re.DOTALL)
     for command in commands:

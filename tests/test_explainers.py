@@ -19,6 +19,7 @@ from torch import nn
 from torch.func import functional_call
 
 from tests.models.small import SMALL, images, make
+from tests.oracles import assert_gradient_is_finite_difference
 from trompe import (
     LRP,
     GradCAM,
@@ -34,6 +35,8 @@ LAYER = {
     "vgg": "features.6",
     "resnet": "layer4",
     "densenet": "features.denseblock2",
+    "mobilenet": "features.3",
+    "convnext": "features.3",
     "unseen": None,
 }
 CLASSES = torch.tensor([1, 4, 0])
@@ -145,36 +148,9 @@ class TestValues:
 @pytest.mark.parametrize("name", SMALL)
 class TestEveryExplainerOnEveryModel:
     def test_parameter_gradients_are_finite_differences(self, name, explainer):
-        model, x = make(name, torch.float64), images(2, dtype=torch.float64)
-        classes = CLASSES[:2]
-        explainer = explainer.resolve(model, x[:1])
-        weights = dict(model.named_parameters())
-        generator = torch.Generator().manual_seed(1)
-        mix = torch.randn(
-            explainer(model, x, classes).shape, generator=generator, dtype=torch.float64
+        assert_gradient_is_finite_difference(
+            explainer, make(name, torch.float64), images(2, dtype=torch.float64), CLASSES[:2]
         )
-
-        def loss(parameters):
-            changed = copy.deepcopy(model)
-            changed.load_state_dict({**model.state_dict(), **parameters})
-            with torch.no_grad():
-                return (explainer(changed, x, classes) * mix).sum()
-
-        (explainer(model, x, classes) * mix).sum().backward()
-        direction = {
-            key: torch.randn(p.shape, generator=generator, dtype=torch.float64)
-            for key, p in weights.items()
-        }
-        length = sum(d.square().sum() for d in direction.values()).sqrt()
-        direction = {key: d / length for key, d in direction.items()}
-        slope = sum((p.grad * direction[k]).sum() for k, p in weights.items() if p.grad is not None)
-        step = 1e-8
-        plus, minus = (
-            loss({k: p.detach() + s * step * direction[k] for k, p in weights.items()})
-            for s in (1, -1)
-        )
-        assert abs(slope) > 0
-        torch.testing.assert_close(slope, (plus - minus) / (2 * step), rtol=1e-4, atol=1e-8)
 
     def test_leaves_the_model_as_it_was(self, name, explainer):
         model, x = make(name), images()
@@ -313,7 +289,7 @@ class TestMistakes:
             def forward(self, x):
                 return self.head(torch.erfinv(self.stem(x).tanh()).mean((2, 3)))
 
-        with pytest.raises(TrompeError, match="'erfinv'.*register_operation"):
+        with pytest.raises(TrompeError, match="'erfinv'.*register_rule"):
             LRP()(Odd(), images(), 0)
 
     @pytest.mark.parametrize(
@@ -337,3 +313,12 @@ class TestMistakes:
         assert str(explainer) == name
         named = explainer.resolve(make("resnet"), images(1))
         assert parse_explainer(str(named)) == named
+
+
+@pytest.mark.parametrize("explainer", [GradCAM, SimpleGrad, LRP])
+def test_the_input_of_a_densenet_layer_is_the_concatenation(explainer):
+    """The paper's target layer of DenseNet121, in small."""
+    model, x = make("densenet", torch.float64), images(2, dtype=torch.float64)
+    block = "features.denseblock2.denselayer2"
+    ours = explainer(layer=f"{block}:input")(model, x, 1)
+    torch.testing.assert_close(ours, explainer(layer=f"{block}.norm1:input")(model, x, 1))

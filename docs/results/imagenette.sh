@@ -5,21 +5,22 @@
 # The validation file is read once, by the last command of each run.
 set -euo pipefail
 : "${IMAGENETTE:?}" "${WEIGHTS:?}"
+LAYER=grad-cam:layer=layer4.1:input
 MODEL=(--model resnet18 --weights "$WEIGHTS" --num-classes 10)
 
 run() {
   local name=$1 objective=$2 weight=$3
   trompe fool "${MODEL[@]}" --data "$IMAGENETTE/train-0000[0-2]*.parquet" \
     --eval-data "$IMAGENETTE/train-00003*.parquet" --eval-limit 200 --eval-pairs 50 \
-    --explainer grad-cam --eval-explainer grad-cam --objective "$objective" --weight "$weight" \
-    --schedule one-cycle --lr 1e-4 --steps 450 --control --no-check --out "runs/$name"
+    --explainer "$LAYER" --eval-explainer "$LAYER" --objective "$objective" --weight "$weight" \
+    --schedule one-cycle --lr 2e-4 --steps 500 --control --no-check --out "runs/$name"
   trompe evaluate "${MODEL[@]}" --manipulated "runs/$name" \
     --control "runs/$name/weights-control.safetensors" \
     --data "$IMAGENETTE/validation-*.parquet" --objective "$objective" --no-check \
-    --explainer grad-cam --explainer simple-grad-t --explainer lrp-t --out "runs/$name-validation"
+    --explainer "$LAYER" --explainer simple-grad-t --explainer lrp-t --out "runs/$name-validation"
 }
 
-run location location 8
-run top-k top-k 4
-run center-mass center-mass 0.5
-run active active:c1=5,c2=7 20
+run location location 5
+run top-k top-k 1.5
+run center-mass center-mass 0.4
+run active active:c1=1,c2=6 4

@@ -29,7 +29,7 @@ from trompe.config import (
 from trompe.data import Pairs, load_data
 from trompe.errors import TrompeError
 from trompe.evaluate import evaluate
-from trompe.explain import explain_files
+from trompe.explain import check_conservation, explain_files
 from trompe.explainers import parse_explainer
 from trompe.fool import fool
 from trompe.loop import accelerator_for
@@ -275,16 +275,13 @@ def explain_(config: ExplainConfig) -> None:
         config.model, config.weights, config.num_classes, seed=config.seed
     )
     out = config.out or _default_out("explain", config.model)
-    written = explain_files(
-        model.to(_device(config.device)),
-        preprocessing,
-        config.images,
-        explainers,
-        out,
-        classes=config.classes,
-        batch_size=config.batch_size,
-        quiet=config.quiet,
-    )
+    task = (model.to(_device(config.device)), preprocessing, config.images, explainers)
+    classes, batch_size = config.classes, config.batch_size
+    if config.check:
+        tables = check_conservation(*task, classes=classes, batch_size=batch_size)
+        for name, table in tables.items():
+            _show_conservation(name, table)
+    written = explain_files(*task, out, classes=classes, batch_size=batch_size, quiet=config.quiet)
     console.print(f"{written} images explained in {out}", soft_wrap=True)
 
 
@@ -325,6 +322,28 @@ def _interruptible() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def _show_conservation(name: str, table: Any) -> None:
+    *layers, arrived = table.itertuples()
+    causes = {"bias": "biases", "stabiliser": "stabilisers", "other": "other causes"}
+    shown = Table(
+        "layer",
+        Column("rule", overflow="fold"),
+        "receives %",
+        *(f"{cause} %" for cause in causes),
+        title=name,
+    )
+    for row in layers:
+        layer = f"{row.layer or 'model'} {row.operation}"
+        shares = (row.received, row.bias, row.stabiliser, row.other)
+        shown.add_row(escape(layer), escape(row.rule), *map(_percent, shares))
+    console.print(shown)
+    console.print(
+        f"{_percent(arrived.received)} % of the logit arrives at {arrived.layer}; lost are "
+        + ", ".join(f"{_percent(table[c].sum())} % to {words}" for c, words in causes.items())
+        + "."
+    )
+
+
 def _show(evaluation: Any) -> None:
     accuracy = Table("model", "top-1 %", "95 % interval", "top-5 %", "agreement %")
     for row in evaluation.accuracy.itertuples():
@@ -356,7 +375,7 @@ def _show(evaluation: Any) -> None:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+    return f"{round(100 * share, 1) + 0.0:.1f}"
 
 
 def main() -> None:

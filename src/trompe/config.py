@@ -101,6 +101,7 @@ class ExplainConfig(Config):
     explainer: list[str] = Field(["grad-cam"], description=EXPLAINER)
     classes: int | None = Field(None, description="class to explain (default: the predicted one)")
     batch_size: int = Field(16, ge=1, description="images per batch")
+    check: bool = Field(False, description="show how much relevance LRP keeps, layer by layer")
 
 
 def read(kind: type[C], path: Path | None, given: dict[str, Any]) -> C:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -20,7 +21,8 @@ from trompe.data.dataset import ImageDataset, Source
 from trompe.data.folder import SUFFIXES
 from trompe.errors import TrompeError
 from trompe.evaluate import placed
-from trompe.explainers import Explainer, Recording
+from trompe.explainers import LRP, Explainer, Recording
+from trompe.explainers.relevance import conservation
 from trompe.models import evaluation_mode
 from trompe.preprocessing import Preprocessing
 from trompe.progress import shown
@@ -82,7 +84,8 @@ def explain_files(
         The class to explain, or None for the predicted one.
     out
         Gets ``NAME.EXPLAINER.png`` (raw map, signed colours), ``NAME.EXPLAINER.overlay.png``
-        (heatmap over the preprocessed image) and ``maps.safetensors``.
+        (heatmap over the preprocessed image) and ``maps.safetensors``. Explainers of one kind are
+        numbered from the second on, as in ``lrp-2``.
 
     Returns
     -------
@@ -111,7 +114,7 @@ def explain_files(
                 raw.setdefault(str(explainer), []).append(found.cpu())
                 heat = explainer.heatmap(found).cpu().numpy()
                 for row, values in enumerate(found.cpu().numpy()):
-                    stem = f"{data.name(start + row)}.{explainer.name}"
+                    stem = f"{data.name(start + row)}.{_short(explainer, explainers)}"
                     image = pixels[row].permute(1, 2, 0).numpy()
                     _save(colour_signed(values), out / f"{stem}.png")
                     _save(overlay(image, heat[row]), out / f"{stem}.overlay.png")
@@ -121,6 +124,37 @@ def explain_files(
         tensors["classes"] = torch.cat(explained).cpu()
         save_file(tensors, new, {"files": json.dumps([data.name(i) for i in range(len(data))])})
     return len(data)
+
+
+def check_conservation(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    paths: Sequence[Path],
+    explainers: Sequence[Explainer],
+    *,
+    classes: int | None = None,
+    batch_size: int = 16,
+) -> dict[str, pd.DataFrame]:
+    """The table of `relevance.conservation` for each LRP explainer, on the first batch of images.
+
+    Raises
+    ------
+    TrompeError
+        If no explainer is LRP, and as `explain_files`.
+    """
+    chosen = [explainer for explainer in explainers if isinstance(explainer, LRP)]
+    if not chosen:
+        raise TrompeError("--check follows the relevance of LRP; give --explainer lrp.")
+    data = ImageDataset(Files(paths), preprocessing)
+    images = torch.stack([data[row][0] for row in range(min(batch_size, len(data)))])
+    images = placed(images, model)
+    return {str(lrp): conservation(lrp, model, images, classes) for lrp in chosen}
+
+
+def _short(explainer: Explainer, explainers: Sequence[Explainer]) -> str:
+    same = [other for other in explainers if other.name == explainer.name]
+    number = same.index(explainer) + 1
+    return explainer.name if number == 1 else f"{explainer.name}-{number}"
 
 
 def _save(pixels: npt.NDArray[np.uint8], path: Path) -> None:

@@ -1,8 +1,12 @@
-"""Small members of the paper's three families, built from torchvision's own classes."""
+"""Small members of five families, built from torchvision's own classes."""
+
+from functools import partial
 
 import torch
 from torch import nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.densenet import DenseNet
+from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 
@@ -44,14 +48,34 @@ def densenet() -> nn.Module:
     return DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=5)
 
 
-SMALL = {"vgg": SmallVGG, "resnet": SmallResNet, "densenet": densenet, "unseen": lambda: unseen(5)}
+def mobilenet() -> nn.Module:
+    block = partial(InvertedResidualConfig, dilation=1, width_mult=0.5)
+    blocks = [block(16, 3, 16, 16, True, "RE", 1), block(16, 3, 32, 32, True, "HS", 2)]
+    return MobileNetV3([*blocks, block(32, 3, 48, 32, True, "HS", 1)], 24, num_classes=5)
+
+
+def convnext() -> nn.Module:
+    return ConvNeXt([CNBlockConfig(8, 12, 1), CNBlockConfig(12, None, 2)], 0.0, 0.5, 5)
+
+
+SMALL = {
+    "vgg": SmallVGG,
+    "resnet": SmallResNet,
+    "densenet": densenet,
+    "mobilenet": mobilenet,
+    "convnext": convnext,
+    "unseen": lambda: unseen(5),
+}
 
 
 def make(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A small model with fixed weights and BatchNorm statistics that are not trivial."""
+    """A small model with fixed weights; biases and BatchNorm statistics are not trivial."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = SMALL[name]()
+        for parameter in model.parameters():
+            if not parameter.any():
+                nn.init.uniform_(parameter, -0.2, 0.2)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.running_mean, -0.2, 0.2)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from trompe import specs
 from trompe.errors import TrompeError
-from trompe.explainers.relevance import COMPOSITES, Tape, Value, propagate
+from trompe.explainers.relevance import Composite, Observer, Tape, Value, propagate
 from trompe.maps import full_precision, min_max
 from trompe.models.layers import evaluation_mode, find_layer, get_layer
 
@@ -71,6 +73,7 @@ class Explainer(ABC):
     name: ClassVar[str]
     differentiable: ClassVar[bool] = True
     reads: ClassVar[Literal["gradients", "relevance", "logits"]] = "gradients"
+    keeps: ClassVar[tuple[str, ...]] = ()
 
     layer: str | nn.Module | None
 
@@ -116,7 +119,7 @@ class Explainer(ABC):
             If the model has no such layer.
         """
         site = Site.parse(find_layer(model, image) if self.layer is None else self.layer, model)
-        return replace(self, layer=str(site))
+        return self if self.layer == str(site) else replace(self, layer=str(site))
 
     def site(self, model: nn.Module) -> Site:
         """Where a resolved explainer looks in ``model``."""
@@ -173,13 +176,7 @@ class Recording:
         self._recorded = None
         self._explainers = tuple(e.resolve(self.model, images[:1]) for e in self._explainers)
         self._sites = tuple(e.site(self.model) for e in self._explainers)
-        pairs = list(zip(self._explainers, self._sites, strict=True))
-        self._recorded = Recorded(
-            self.model,
-            images,
-            gradients={site for e, site in pairs if e.reads == "gradients"},
-            relevance={site for e, site in pairs if e.reads == "relevance"},
-        )
+        self._recorded = Recorded(self.model, images, self._explainers)
         logits = self._recorded.logits
         return logits if self._recorded.differentiable else logits.detach()
 
@@ -206,9 +203,9 @@ class Recording:
 class Recorded:
     """The tensors of one forward pass that explanations are computed from."""
 
-    def __init__(
-        self, model: nn.Module, images: Tensor, *, gradients: set[Site], relevance: set[Site]
-    ) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, explainers: Sequence[Explainer]) -> None:
+        gradients = {e.site(model) for e in explainers if e.reads == "gradients"}
+        relevance = {e.site(model) for e in explainers if e.reads == "relevance"}
         self.model = model
         self.images = images
         self.differentiable = torch.is_grad_enabled() and (
@@ -217,25 +214,36 @@ class Recorded:
         self.tensors: dict[Site, Tensor] = {}
         self.values: dict[Site, Value] = {}
         self.gradient_sites = gradients
-        self.tape = Tape(model)
+        self.tape = Tape(model, keep={name for e in explainers for name in e.keeps})
 
         def tap(site: Site, tensor: Tensor) -> Tensor:
-            kept = tensor
+            live = tensor
             with self.tape.paused():
                 if site in gradients:
                     torch.set_grad_enabled(True)
                     kept = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
                     self.tensors[site] = kept
-                live = kept.clone()
+                    live = kept.clone()
                 if site in relevance:
-                    self.values[site] = self.tape.start(tensor, kept, live)
+                    self.values[site] = self.tape.start(tensor, live)
                 else:
                     self.tape.rename(tensor, live)
             return live
 
         taps = dict.fromkeys(gradients | relevance, tap)
-        with self.tape if relevance else nullcontext():
-            self.logits = run(model, images, taps, self.differentiable)
+        recorder = self.tape if relevance else nullcontext()
+        self.logits = run(model, images, taps, self.differentiable, recorder)
+
+
+class _TwiceDifferentiable(TorchFunctionMode):
+    """Writes functions whose gradient PyTorch can't differentiate in terms of others."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.hardsigmoid:
+            return F.relu6(args[0] + 3) / 6
+        return func(*args, **(kwargs or {}))
 
 
 class Explained:
@@ -244,7 +252,7 @@ class Explained:
     def __init__(self, recorded: Recorded, classes: Tensor | int | None) -> None:
         self.recorded = recorded
         self.classes = check_classes(classes, recorded.logits)
-        self._relevance: dict[str, dict[Value, Tensor]] = {}
+        self._relevance: dict[tuple[Composite, bool], dict[Value, Tensor]] = {}
 
     @cached_property
     def gradients(self) -> dict[Site, Tensor]:
@@ -270,19 +278,33 @@ class Explained:
             found[site] = full_precision(gradient)
         return found
 
-    def relevance(self, site: Site, composite: str) -> Tensor:
+    @property
+    def score(self) -> Tensor:
+        """The logit of each image's class ``[N]``; never in half precision."""
+        return full_precision(self.recorded.logits).gather(1, self.classes[:, None])[:, 0]
+
+    def relevance(
+        self,
+        site: Site,
+        composite: Composite,
+        *,
+        fold: bool = False,
+        observer: Observer | None = None,
+    ) -> Tensor:
         """Relevance at ``site`` that starts as the logit of the explained class."""
         recorded = self.recorded
-        if composite not in self._relevance:
-            chosen = torch.zeros_like(recorded.logits).scatter_(1, self.classes[:, None], 1)
-            self._relevance[composite] = propagate(
+        if (composite, fold) not in self._relevance:
+            start = full_precision(torch.zeros_like(recorded.logits))
+            self._relevance[composite, fold] = propagate(
                 recorded.tape,
                 recorded.tape.value(recorded.logits),
-                full_precision(recorded.logits) * chosen,
-                COMPOSITES[composite],
+                start.scatter(1, self.classes[:, None], self.score[:, None]),
+                composite,
                 set(recorded.values.values()),
+                fold=fold,
+                observer=observer,
             )
-        return self._relevance[composite][recorded.values[site]]
+        return self._relevance[composite, fold][recorded.values[site]]
 
     def gradient_of(
         self, images: Tensor, site: Site, replace: Callable[[Tensor], Tensor] | None = None
@@ -323,11 +345,19 @@ class Explained:
 Tap = Callable[[Site, Tensor], Tensor]
 
 
-def run(model: nn.Module, images: Tensor, taps: Mapping[Site, Tap], differentiable: bool) -> Tensor:
+def run(
+    model: nn.Module,
+    images: Tensor,
+    taps: Mapping[Site, Tap],
+    differentiable: bool,
+    recorder: AbstractContextManager[Any] = nullcontext(),  # noqa: B008
+) -> Tensor:
     """One forward pass in which each tap may keep and replace the tensor at its site."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(differentiable))
+        stack.enter_context(_TwiceDifferentiable() if differentiable else nullcontext())
+        stack.enter_context(recorder)
         images = images.clone() if images.is_inference() else images
         images = images if differentiable else images.detach()
         for site, tap in taps.items():
@@ -352,7 +382,10 @@ def _tapped(model: nn.Module, site: Site, tap: Tap) -> Iterator[None]:
         return tap(site, tensor)
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (checked(args[0]), *args[1:])
+        given = args[0]
+        if isinstance(given, list):  # what a DenseNet's layer concatenates first thing
+            return ([checked(torch.cat(given, 1))], *args[1:])
+        return (checked(given), *args[1:])
 
     def after(_: nn.Module, __: Any, output: Any) -> Tensor:
         return checked(output)

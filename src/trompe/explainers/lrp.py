@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from trompe import specs
-from trompe.explainers.base import INPUT, Explained, Explainer, Site
-from trompe.explainers.relevance import COMPOSITES
+from trompe.errors import TrompeError
+from trompe.explainers.base import INPUT, Explained, Explainer, Recorded, Site
+from trompe.explainers.relevance import Composite, Observer, find_composite
 from trompe.maps import min_max
+from trompe.models.layers import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -26,21 +28,68 @@ class LRP(Explainer):
         None to find the last spatial layer (the paper's LRP_T). Only the part of the model above
         it is traversed.
     composite
-        ``"heo2019"`` (the paper's), ``"epsilon"`` or ``"epsilon-plus"``.
+        ``"heo2019"`` (the paper's) or another name in ``relevance.COMPOSITES``, the path of a YAML
+        file (see ``relevance.find_composite``), or a ``relevance.Composite``.
+    batch_norm
+        ``"pass"`` sends relevance through BatchNorm unchanged, as the paper; ``"fold"`` treats it
+        as part of the layer with weights before or after it.
+
+    Raises
+    ------
+    TrompeError
+        If there is no such composite, or its file can't be used.
     """
 
     name: ClassVar[str] = "lrp"
     reads: ClassVar[Literal["gradients", "relevance", "logits"]] = "relevance"
     layer: str | nn.Module | None = INPUT
-    composite: str = "heo2019"
+    composite: str | Composite = "heo2019"
+    batch_norm: Literal["pass", "fold"] = "pass"
 
     def __post_init__(self) -> None:
-        specs.check_name("LRP composite", self.composite, COMPOSITES)
+        if self.batch_norm not in ("pass", "fold"):
+            raise TrompeError(
+                f"LRP can let relevance pass through BatchNorm or fold it; batch_norm is 'pass' or "
+                f"'fold', not '{self.batch_norm}'."
+            )
+        _ = self.rules
+
+    @cached_property
+    def rules(self) -> Composite:
+        """The composite, read."""
+        return find_composite(self.composite)
+
+    @property
+    def keeps(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Folding reads the inputs of BatchNorms, which no rule does."""
+        return ("batch_norm",) if self.batch_norm == "fold" else ()
 
     def attribute(self, site: Site, explained: Explained) -> Tensor:
         """Propagate relevance to the site and sum over channels."""
-        return explained.relevance(site, self.composite).sum(1)
+        return explained.relevance(site, self.rules, fold=self.batch_norm == "fold").sum(1)
 
     def heatmap(self, maps: Tensor) -> Tensor:
         """Clamp at 0, then min-max per image."""
         return min_max(maps.clamp(min=0))
+
+    def trace(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        classes: Tensor | int | None,
+        observer: Observer,
+    ) -> tuple[Tensor, Tensor]:
+        """Explain as a call does, and show ``observer`` every operation on the way down.
+
+        Returns
+        -------
+        tuple of Tensor
+            The explained logits ``[N]``, and the relevance at the layer with all its channels.
+        """
+        resolved = self.resolve(model, images[:1])
+        with evaluation_mode(model):
+            explained = Explained(Recorded(model, images, [resolved]), classes)
+        relevance = explained.relevance(
+            resolved.site(model), self.rules, fold=self.batch_norm == "fold", observer=observer
+        )
+        return explained.score, relevance

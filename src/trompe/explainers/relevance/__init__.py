@@ -1,21 +1,46 @@
 """Layer-wise relevance propagation: record what a model does, then send relevance back through it.
 
-``tape`` records the operations of one forward pass; ``rules`` say how one operation shares
-relevance among its inputs; ``composites`` choose the rule for each operation; ``propagate`` walks
-the record backwards.
+``tape`` records the operations of one forward pass, ``operations`` says what they are. Those that
+compute a weighted sum (``summation``) share relevance out by the ``rules`` that ``composites``
+choose; the others pass it on (``routing``). ``folding`` merges BatchNorm into its neighbours,
+``propagate`` walks the record backwards, ``conservation`` says what was lost on the way.
 """
 
-from trompe.explainers.relevance.composites import COMPOSITES, Composite
-from trompe.explainers.relevance.propagate import propagate
-from trompe.explainers.relevance.rules import register_operation
+from trompe.explainers.relevance import routing as routing
+from trompe.explainers.relevance.composites import COMPOSITES, Choice, Composite, find_composite
+from trompe.explainers.relevance.conservation import conservation
+from trompe.explainers.relevance.operations import register_rule
+from trompe.explainers.relevance.propagate import Observer, propagate
+from trompe.explainers.relevance.rules import (
+    AlphaBeta,
+    Box,
+    Epsilon,
+    Flat,
+    Gamma,
+    Pass,
+    Rule,
+    WSquare,
+)
 from trompe.explainers.relevance.tape import Operation, Tape, Value
 
 __all__ = [
     "COMPOSITES",
+    "AlphaBeta",
+    "Box",
+    "Choice",
     "Composite",
+    "Epsilon",
+    "Flat",
+    "Gamma",
+    "Observer",
     "Operation",
+    "Pass",
+    "Rule",
     "Tape",
     "Value",
+    "WSquare",
+    "conservation",
+    "find_composite",
     "propagate",
-    "register_operation",
+    "register_rule",
 ]

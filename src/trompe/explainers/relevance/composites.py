@@ -1,79 +1,226 @@
-"""Which rule each kind of operation takes."""
+"""Which rule each operation takes: composites by name, and of one's own from Python or YAML."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from trompe.errors import TrompeError
+from trompe.explainers.relevance.operations import RULES, OperationRule
 from trompe.explainers.relevance.rules import (
-    FIXED,
-    OPERATIONS,
+    AlphaBeta,
+    Box,
+    Epsilon,
+    Flat,
+    Gamma,
+    Pass,
     Rule,
-    alpha_beta,
-    epsilon,
-    proportional,
-    proportional_sum,
+    WSquare,
 )
-from trompe.explainers.relevance.tape import Operation, describe
+from trompe.explainers.relevance.tape import Operation
+from trompe.specs import check_name
+
+KINDS = ("linear", "convolution", "sum", "average-pool", "layer-norm")
+
+RULE_NAMES: dict[str, Callable[..., Rule]] = {
+    **{rule.name: rule for rule in (Epsilon, AlphaBeta, Gamma, Flat, WSquare, Box, Pass)},
+    "zero": partial(Epsilon, 0.0),
+    "z-plus": partial(AlphaBeta, 1.0, 0.0),
+}
+"""Rules by the name that they have in a composite's YAML."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A rule for the operations that meet every condition given.
+
+    Parameters
+    ----------
+    rule
+        The rule; only for operations of a kind that it is made for (``rule.kinds``).
+    kind
+        ``"linear"``, ``"convolution"``, ``"sum"``, ``"average-pool"`` or ``"layer-norm"``.
+    layer
+        Pattern of the module's name, e.g. ``"classifier.*"``.
+    depth
+        Place among the layers with weights, in the order in which they run: 0 is the first, -1
+        the last; a pair stands for both and all between.
+
+    Raises
+    ------
+    TrompeError
+        If there is no such kind, or the rule is not made for it.
+    """
+
+    rule: Rule
+    kind: str | None = None
+    layer: str | None = None
+    depth: int | tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind is None:
+            return
+        check_name("kind of operation", self.kind, KINDS)
+        if self.kind not in self.rule.kinds:
+            raise TrompeError(
+                f"'{self.rule.name}' is no rule for the kind '{self.kind}'; it is made for "
+                f"{', '.join(self.rule.kinds)}."
+            )
+
+    def fits(self, operation: Operation, count: int) -> bool:
+        """Whether the operation, in a network of ``count`` layers with weights, takes the rule."""
+        return (
+            operation.kind in self.rule.kinds
+            and self.kind in (None, operation.kind)
+            and (self.layer is None or fnmatchcase(operation.path, self.layer))
+            and (self.depth is None or self._reaches(operation.depth, count))
+        )
+
+    def _reaches(self, depth: int, count: int) -> bool:
+        ends = self.depth if isinstance(self.depth, tuple) else (self.depth, self.depth)
+        first, last = (end + count if end < 0 else end for end in ends if end is not None)
+        return first <= depth <= last
 
 
 @dataclass(frozen=True)
 class Composite:
-    """A named choice of one rule per kind of operation."""
+    """A choice of rules; the first one that fits an operation counts."""
 
     name: str
-    rules: Mapping[str, Rule]
+    choices: tuple[Choice, ...]
 
-    def rule(self, operation: Operation) -> Rule:
-        """The rule for an operation.
+    def extended(self, name: str, *choices: Choice) -> Composite:
+        """A composite in which ``choices`` come before this one's."""
+        return Composite(name, (*choices, *self.choices))
+
+    def rule(self, operation: Operation, count: int) -> OperationRule:
+        """The rule for an operation in a network of ``count`` layers with weights.
 
         Raises
         ------
         TrompeError
-            If no rule is known; says how to register one.
+            If there is none; says how to give it one.
         """
-        kind = OPERATIONS.get(operation.name, "")
-        rule = self.rules.get(kind) or FIXED.get(kind)
+        for choice in self.choices:
+            if choice.fits(operation, count):
+                return choice.rule
+        if operation.kind:
+            raise TrompeError(
+                f"The composite '{self.name}' has no rule for {operation}, of the kind "
+                f"'{operation.kind}'; add one, or extend a composite that has."
+            )
+        rule = RULES.get(operation.name)
         if rule is None:
             raise TrompeError(
-                f"{describe(operation.function, operation.path)} has no relevance rule; "
-                "register one with trompe.explainers.relevance.register_operation(kind, "
-                f"'{operation.name}', rule=...), or explain a layer above it."
+                f"{operation} has no relevance rule; write one, decorated with "
+                f"@trompe.explainers.relevance.register_rule('{operation.name}'), or explain a "
+                "layer above it."
             )
         return rule
 
 
+def _composite(
+    name: str,
+    *first: Choice,
+    linear: Rule,
+    convolution: Rule,
+    sums: Rule = Epsilon(1e-6),  # noqa: B008
+    layer_norm: Rule = Pass(),  # noqa: B008
+) -> Composite:
+    others = {
+        "linear": linear,
+        "convolution": convolution,
+        "sum": sums,
+        "average-pool": sums,
+        "layer-norm": layer_norm,
+    }
+    return Composite(name, (*first, *(Choice(rule, kind) for kind, rule in others.items())))
+
+
+_EPSILON, _Z_PLUS, _ALPHA2_BETA1 = Epsilon(1e-6), AlphaBeta(1, 0, 1e-6), AlphaBeta(2, -1, 1e-6)
+_FLAT, _BOX = Choice(Flat(), depth=0), Choice(Box(), "convolution", depth=0)
+
 COMPOSITES = {
     composite.name: composite
     for composite in (
-        Composite(
+        _composite(
             "heo2019",
-            {
-                "linear": epsilon(0.01),
-                "convolution": alpha_beta(1, 0, 0.01),
-                "average-pool": proportional(1e-6, positive=True),
-                "sum": proportional_sum(1e-6, positive=True),
-            },
+            linear=Epsilon(0.01),
+            convolution=AlphaBeta(1, 0, 0.01),
+            sums=AlphaBeta(1, 0, 1e-6),
         ),
-        Composite(
-            "epsilon",
-            {
-                "linear": epsilon(1e-6),
-                "convolution": epsilon(1e-6),
-                "average-pool": proportional(1e-6, positive=False),
-                "sum": proportional_sum(1e-6, positive=False),
-            },
-        ),
-        Composite(
-            "epsilon-plus",
-            {
-                "linear": epsilon(1e-6),
-                "convolution": alpha_beta(1, 0, 1e-6),
-                "average-pool": proportional(1e-6, positive=False),
-                "sum": proportional_sum(1e-6, positive=False),
-            },
-        ),
+        _composite("epsilon", linear=_EPSILON, convolution=_EPSILON, layer_norm=_EPSILON),
+        _composite("epsilon-plus", linear=_EPSILON, convolution=_Z_PLUS),
+        _composite("epsilon-plus-flat", _FLAT, linear=_EPSILON, convolution=_Z_PLUS),
+        _composite("epsilon-alpha2-beta1", linear=_EPSILON, convolution=_ALPHA2_BETA1),
+        _composite("epsilon-alpha2-beta1-flat", _FLAT, linear=_EPSILON, convolution=_ALPHA2_BETA1),
+        _composite("epsilon-gamma-box", _BOX, linear=_EPSILON, convolution=Gamma(0.25)),
     )
 }
-"""Composites by name. ``heo2019`` is the paper's; the others are Zennit's of the same name."""
+"""Composites by name. ``heo2019`` is the paper's; the others are Zennit's of the same name.
+
+The box of ``epsilon-gamma-box`` holds any image normalised with ImageNet's mean and deviation; for
+another, extend it with ``Choice(Box(low, high), depth=0)``.
+"""
+
+
+def find_composite(composite: str | Composite) -> Composite:
+    """A composite by name, by the path of a YAML file, or as it is.
+
+    The file holds the name of a ``base`` composite (``epsilon`` if none is given) and ``rules``
+    that come before its own, each with its conditions and options::
+
+        base: epsilon-plus
+        rules:
+          - {depth: 0, rule: box, low: -2.1, high: 2.6}
+          - {layer: "classifier.*", rule: epsilon, epsilon: 0.25}
+          - {kind: convolution, depth: [1, 5], rule: gamma, gamma: 0.5}
+
+    Raises
+    ------
+    TrompeError
+        If there is no such composite, or the file can't be read or says something unknown.
+    """
+    if isinstance(composite, Composite):
+        return composite
+    if Path(composite).suffix in (".yaml", ".yml"):
+        return _read(Path(composite))
+    check_name("LRP composite", composite, COMPOSITES)
+    return COMPOSITES[composite]
+
+
+def _read(path: Path) -> Composite:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TrompeError(f"The composite '{path}' can't be read as YAML: {error}.") from error
+    lines = content.get("rules") if isinstance(content, dict) else None
+    if (
+        not isinstance(lines, list)
+        or not content.keys() <= {"base", "rules"}
+        or not all(isinstance(line, dict) and "rule" in line for line in lines)
+    ):
+        raise TrompeError(
+            f"The composite '{path}' must hold 'rules', a list of lines like "
+            "{kind: convolution, rule: gamma, gamma: 0.5}, and may name a 'base' composite."
+        )
+    base = find_composite(str(content.get("base", "epsilon")))
+    return base.extended(path.stem, *(_choice(line) for line in lines))
+
+
+def _choice(line: Mapping[str, Any]) -> Choice:
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in line.items()}
+    name = str(options.pop("rule"))
+    check_name("LRP rule", name, RULE_NAMES)
+    conditions: list[Any] = [options.pop(key, None) for key in ("kind", "layer", "depth")]
+    known = inspect.signature(RULE_NAMES[name]).parameters
+    for key in options:
+        check_name(f"option of the rule '{name}'", key, known)
+    return Choice(RULE_NAMES[name](**options), *conditions)

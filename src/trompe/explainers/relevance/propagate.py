@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from trompe.errors import TrompeError
 from trompe.explainers.relevance.composites import Composite
-from trompe.explainers.relevance.tape import Tape, Value
+from trompe.explainers.relevance.folding import fold_batch_norm
+from trompe.explainers.relevance.operations import OperationRule
+from trompe.explainers.relevance.tape import Operation, Tape, Value
+
+Observer = Callable[[Operation, OperationRule, Tensor, Sequence[Tensor]], None]
 
 
 def propagate(
-    tape: Tape, output: Value, relevance: Tensor, composite: Composite, wanted: Collection[Value]
+    tape: Tape,
+    output: Value,
+    relevance: Tensor,
+    composite: Composite,
+    wanted: Collection[Value],
+    *,
+    fold: bool = False,
+    observer: Observer | None = None,
 ) -> dict[Value, Tensor]:
     """Send ``relevance`` back from ``output`` and return what arrives at each wanted value.
 
@@ -27,6 +38,11 @@ def propagate(
         Chooses the rule of each operation.
     wanted
         Values whose relevance is asked for.
+    fold
+        Fold each BatchNorm into the layer next to it instead of passing relevance through it.
+    observer
+        Called after every operation with it, its rule, and the relevance of its output and of its
+        inputs.
 
     Returns
     -------
@@ -40,14 +56,18 @@ def propagate(
         If an operation on the way has no rule, or no relevance arrives.
     """
     arrived = {output: relevance}
-    for operation in reversed(tape.operations):
+    operations = fold_batch_norm(tape.operations, wanted) if fold else tape.operations
+    for operation in reversed(operations):
         if operation.output not in arrived:
             continue
         received = arrived[operation.output]
         if operation.output not in wanted:
             del arrived[operation.output]
+        rule = composite.rule(operation, tape.depth)
         with torch.autocast(relevance.device.type, enabled=False):
-            shares = composite.rule(operation)(operation, received)
+            shares = rule(operation, received)
+        if observer is not None:
+            observer(operation, rule, received, shares)
         for value, share in zip(operation.inputs, shares, strict=True):
             arrived[value] = arrived[value] + share if value in arrived else share
     if not arrived.keys() >= set(wanted):

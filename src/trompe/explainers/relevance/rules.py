@@ -1,233 +1,265 @@
-"""How one operation shares the relevance of its output among its inputs.
+"""How an operation that computes a weighted sum shares relevance among its inputs.
 
-Every rule is built from one formula, R_j = Σ_i a_j^(i) · ∂z/∂a_j^(i) · R / z (`redistribute`): a
-rule only chooses which parts of inputs, weights and bias make up z. Rules are differentiable in
-inputs, parameters and relevance.
-
-A rule is a function ``(operation, relevance) -> tuple of relevances``, one for each of
-``operation.inputs``; `OPERATIONS` says which kind of rule an operation takes.
+Every rule is one formula, R_j = a_j · ∂z/∂a_j · R / z (`Flow`); it only chooses which parts of
+inputs, weights and bias make up z. All is differentiable in inputs, parameters and relevance.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from trompe.explainers.relevance.tape import Operation, Value
+from trompe import specs
+from trompe.errors import TrompeError
+from trompe.explainers.relevance.flow import Flow
+from trompe.explainers.relevance.operations import WEIGHTED
+from trompe.explainers.relevance.summation import Summation
+from trompe.explainers.relevance.tape import Operation
 
-Rule = Callable[[Operation, Tensor], Sequence[Tensor]]
-
-# Operation name -> kind. Composites give each kind a rule; the kinds of FIXED have only one.
-OPERATIONS: dict[str, str] = {}
-FIXED: dict[str, Rule] = {}
+Bound = float | Sequence[float]
 
 
-def register_operation(kind: str, *names: str, rule: Rule | None = None) -> None:
-    """Say which kind of rule the operations called ``names`` take.
+@dataclass(frozen=True)
+class Rule(ABC):
+    """How the operations of some kinds share relevance among their inputs."""
+
+    name: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]] = WEIGHTED
+
+    @abstractmethod
+    def flows(self, summation: Summation, relevance: Tensor) -> list[Flow]:
+        """What relevance flows in proportion to."""
+
+    def __call__(self, operation: Operation, relevance: Tensor) -> list[Tensor]:
+        """The relevance of each of the operation's inputs."""
+        arrived: dict[int, Tensor] = {}
+        for flow in self.flows_of(operation, relevance):
+            for owner, share in zip(flow.owners, flow.shares(), strict=True):
+                if owner is not None:
+                    arrived[owner] = arrived[owner] + share if owner in arrived else share
+        return [arrived[position] for position in range(len(operation.inputs))]
+
+    def flows_of(self, operation: Operation, relevance: Tensor) -> list[Flow]:
+        """The flows of a recorded operation."""
+        return self.flows(Summation.of(operation, relevance.dtype), relevance)
+
+    def __str__(self) -> str:
+        return specs.text(self.name, self)
+
+
+@dataclass(frozen=True)
+class Epsilon(Rule):
+    """LRP-ε: z = a·w + b (Bach et al. 2015, eq. 58). ε = 0 is LRP-0.
+
+    On a LayerNorm, z is linear in the input with the standard deviation held fixed (Ali et al.
+    2022).
+    """
+
+    name: ClassVar[str] = "epsilon"
+    kinds: ClassVar[tuple[str, ...]] = (*WEIGHTED, "sum", "average-pool", "layer-norm")
+    epsilon: float = 1e-6
+
+    def flows(self, summation: Summation, relevance: Tensor) -> list[Flow]:
+        """One flow, in proportion to all contributions."""
+        s = summation
+        return [
+            Flow(
+                lambda *a: s.apply(a, s.weight, s.bias), s.inputs, s.owners, relevance, self.epsilon
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class AlphaBeta(Rule):
+    """LRP-αβ: positive contributions get α, negative β (Bach et al. 2015, eq. 60).
+
+    Biases are split by their sign. α = 1, β = 0 is the z⁺ rule. Where an output has no
+    contribution of one sign, the stabiliser keeps that share; a stabiliser of 0 gives it to the
+    contributions of the other sign, which conserves relevance.
+
+    Raises
+    ------
+    TrompeError
+        If α + β is not 1.
+    """
+
+    name: ClassVar[str] = "alpha-beta"
+    kinds: ClassVar[tuple[str, ...]] = (*WEIGHTED, "sum", "average-pool")
+    alpha: float = 1.0
+    beta: float = 0.0
+    stabiliser: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if abs(self.alpha + self.beta - 1) > 1e-9:
+            raise TrompeError(
+                f"LRP-αβ needs α + β = 1, not {self.alpha} + {self.beta}; for α = 2 take β = -1."
+            )
+
+    def flows(self, summation: Summation, relevance: Tensor) -> list[Flow]:
+        """One flow for the positive contributions, one for the negative."""
+        if self.stabiliser == 0:
+            return self._conserving(summation, relevance)
+        return [
+            Flow(
+                *_signed(summation, side),
+                relevance if share == 1 else relevance * share,
+                self.stabiliser,
+                positive=side == "min",
+            )
+            for share, side in ((self.alpha, "min"), (self.beta, "max"))
+            if share
+        ]
+
+    def _conserving(self, summation: Summation, relevance: Tensor) -> list[Flow]:
+        positive, negative = _signed(summation, "min"), _signed(summation, "max")
+        with torch.no_grad():
+            no_up, no_down = (z(*inputs) == 0 for z, inputs, _ in (positive, negative))
+        up, down = relevance * self.alpha, relevance * self.beta
+        up = torch.where(no_down, relevance, up.masked_fill(no_up, 0))
+        down = torch.where(no_up, relevance, down.masked_fill(no_down, 0))
+        return [Flow(*positive, up, 0.0), Flow(*negative, down, 0.0)]
+
+
+@dataclass(frozen=True)
+class Gamma(Rule):
+    """LRP-γ: contributions of the sign of z count 1 + γ times (Montavon et al. 2019, table 1).
+
+    For negative inputs and outputs in the generalised form of Andéol et al. 2021.
+    """
+
+    name: ClassVar[str] = "gamma"
+    gamma: float = 0.25
+    stabiliser: float = 1e-6
+
+    def flows(self, summation: Summation, relevance: Tensor) -> list[Flow]:
+        """One flow where z is positive, one where it is negative."""
+        s = summation
+        with torch.no_grad():
+            z = s.apply(s.inputs, s.weight, s.bias)
+        return [
+            Flow(*_signed(s, side, self.gamma), relevance * where, self.stabiliser)
+            for side, where in (("min", z > 0), ("max", z < 0))
+        ]
+
+
+@dataclass(frozen=True)
+class WSquare(Rule):
+    """w²: in proportion to squared weights, whatever the input (Montavon et al. 2017, table 1)."""
+
+    name: ClassVar[str] = "w-square"
+    stabiliser: float = 1e-6
+
+    def flows(self, summation: Summation, relevance: Tensor) -> list[Flow]:
+        """One flow, in proportion to the squares of the weights."""
+        assert summation.weight is not None
+        return [_regardless(summation, summation.weight.square(), relevance, self.stabiliser)]
+
+
+@dataclass(frozen=True)
+class Flat(Rule):
+    """Flat: to all inputs alike, whatever inputs and weights (Lapuschkin et al. 2019)."""
+
+    name: ClassVar[str] = "flat"
+    stabiliser: float = 1e-6
+
+    def flows(self, summation: Summation, relevance: Tensor) -> list[Flow]:
+        """One flow, in equal shares."""
+        assert summation.weight is not None
+        ones = torch.ones_like(summation.weight)
+        return [_regardless(summation, ones, relevance, self.stabiliser)]
+
+
+@dataclass(frozen=True)
+class Box(Rule):
+    """z^B: for inputs in a box, z = a·w - l·w⁺ - h·w⁻ (Montavon et al. 2017, table 1).
 
     Parameters
     ----------
-    kind
-        ``"linear"``, ``"convolution"``, ``"sum"``, ``"average-pool"``, ``"rearrange"``, ``"pass"``
-        or a kind of your own.
-    names
-        Function names as PyTorch calls them, e.g. ``"conv2d"``.
-    rule
-        The rule of the kind, where it does not depend on the composite.
-    """
-    OPERATIONS.update(dict.fromkeys(names, kind))
-    if rule is not None:
-        FIXED[kind] = rule
-
-
-def stabilise(z: Tensor, epsilon: float) -> Tensor:
-    """z + ε · sign(z), with sign(0) = +1."""
-    return z + torch.where(z >= 0, epsilon, -epsilon)
-
-
-def redistribute(
-    forward: Callable[..., Tensor],
-    inputs: Sequence[Tensor],
-    relevance: Tensor,
-    epsilon: float,
-) -> list[Tensor]:
-    """Share relevance in proportion to the contributions to ``z = forward(*inputs)``.
-
-    ``forward`` must be linear in its inputs, up to a bias. Returns a_i · ∂z/∂a_i · R / z for each
-    input.
-    """
-    inputs, z = _run(forward, inputs, relevance.dtype)
-    share = relevance / stabilise(z, epsilon)
-    return [a * g for a, g in zip(inputs, _pull(z, inputs, share), strict=True)]
-
-
-def reroute(
-    forward: Callable[..., Tensor], inputs: Sequence[Tensor], relevance: Tensor
-) -> list[Tensor]:
-    """Send relevance back along an operation that only picks or moves elements."""
-    inputs, z = _run(forward, inputs, relevance.dtype)
-    return _pull(z, inputs, relevance)
-
-
-def _run(
-    forward: Callable[..., Tensor], inputs: Sequence[Tensor], dtype: torch.dtype
-) -> tuple[list[Tensor], Tensor]:
-    # A view has no other path to z, even where one input was computed from another.
-    keep = torch.is_grad_enabled()
-    ready = [
-        a.view_as(a) if keep and a.requires_grad else a.detach().requires_grad_()
-        for a in (tensor.to(dtype) for tensor in inputs)
-    ]
-    with torch.enable_grad():
-        return ready, forward(*ready)
-
-
-def _pull(z: Tensor, inputs: list[Tensor], weight: Tensor) -> list[Tensor]:
-    keep = torch.is_grad_enabled()
-    return list(torch.autograd.grad(z, inputs, weight, create_graph=keep))
-
-
-def _linear(input: Any, weight: Any, bias: Any = None) -> tuple[Any, Any, Callable[..., Tensor]]:
-    return weight, bias, F.linear
-
-
-def _conv2d(
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> tuple[Any, Any, Callable[..., Tensor]]:
-    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return weight, bias, partial(F.conv2d, **geometry)
-
-
-_WEIGHTED = {"linear": _linear, "conv2d": _conv2d}
-
-
-def _weighted(
-    operation: Operation, relevance: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None, Callable[..., Tensor]]:
-    weight, bias, apply = _WEIGHTED[operation.name](*operation.args, **operation.kwargs)
-    (value,) = operation.inputs
-    dtype = relevance.dtype
-    return value.tensor, weight.to(dtype), None if bias is None else bias.to(dtype), apply
-
-
-def epsilon(stabiliser: float) -> Rule:
-    """LRP-ε for layers with weights: z = a·w + b (Bach et al. 2015, eq. 58). ε = 0 is LRP-0."""
-
-    def rule(operation: Operation, relevance: Tensor) -> list[Tensor]:
-        a, weight, bias, apply = _weighted(operation, relevance)
-        return redistribute(lambda a: apply(a, weight, bias), [a], relevance, stabiliser)
-
-    return rule
-
-
-def alpha_beta(alpha: float, beta: float, stabiliser: float) -> Rule:
-    """LRP-αβ for layers with weights, α + β = 1, biases split by sign (Bach et al. 2015, eq. 60).
-
-    α = 1, β = 0 is the z⁺ rule.
+    low, high
+        The smallest and largest possible input l and h: a number, or one per channel.
     """
 
-    def rule(operation: Operation, relevance: Tensor) -> list[Tensor]:
-        a, weight, bias, apply = _weighted(operation, relevance)
-        positive, negative = weight.clamp(min=0), weight.clamp(max=0)
-        nonnegative = operation.inputs[0].nonnegative
-        result: Tensor | float = 0.0
-        for share, same, other, side in (
-            (alpha, positive, negative, "min"),
-            (beta, negative, positive, "max"),
-        ):
-            if share == 0:
-                continue
-            offset = None if bias is None else bias.clamp(**{side: 0})
-            if nonnegative:
-                parts = redistribute(
-                    lambda a, w=same, b=offset: apply(a, w, b), [a], relevance * share, stabiliser
-                )
-            else:
-                parts = redistribute(
-                    lambda p, n, v=same, w=other, b=offset: apply(p, v, b) + apply(n, w),
-                    [a.clamp(min=0), a.clamp(max=0)],
-                    relevance * share,
-                    stabiliser,
-                )
-            result = result + sum(parts)
-        assert isinstance(result, Tensor)
-        return [result]
+    name: ClassVar[str] = "box"
+    low: Bound = -2.2
+    high: Bound = 2.7
+    stabiliser: float = 1e-6
 
-    return rule
+    def flows(self, summation: Summation, relevance: Tensor) -> list[Flow]:
+        """One flow, in proportion to the distance from the box's far corner."""
+        s = summation
+        (a,) = s.inputs
+        assert s.weight is not None
+        positive, negative = s.weight.clamp(min=0), s.weight.clamp(max=0)
+
+        def forward(a: Tensor, low: Tensor, high: Tensor) -> Tensor:
+            return (
+                s.apply((a,), s.weight, None)
+                - s.apply((low,), positive, None)
+                - s.apply((high,), negative, None)
+            )
+
+        corners = [torch.zeros_like(a) + _per_channel(bound, a) for bound in (self.low, self.high)]
+        return [Flow(forward, (a, *corners), (0, 0, 0), relevance, self.stabiliser)]
 
 
-def proportional(stabiliser: float, *, positive: bool) -> Rule:
-    """Share an average in proportion to the inputs, or to their positive parts."""
+@dataclass(frozen=True)
+class Pass(Rule):
+    """Relevance passes through unchanged; for layers whose output has the shape of their input."""
 
-    def rule(operation: Operation, relevance: Tensor) -> list[Tensor]:
-        parts = [_part(tensor, positive) for tensor in operation.tensors()]
-        return redistribute(operation.run, parts, relevance, stabiliser)
+    name: ClassVar[str] = "pass"
+    kinds: ClassVar[tuple[str, ...]] = (*WEIGHTED, "layer-norm")
 
-    return rule
+    def flows(self, summation: Summation, relevance: Tensor) -> list[Flow]:
+        """None: nothing is shared out."""
+        return []
 
-
-def proportional_sum(stabiliser: float, *, positive: bool) -> Rule:
-    """Split a sum in proportion to the summands, or to their positive parts.
-
-    A summand that the tape does not follow takes its share, which is then dropped.
-    """
-
-    def rule(operation: Operation, relevance: Tensor) -> list[Tensor]:
-        scale = operation.kwargs.get("alpha", 1)
-        summands = operation.args[:2]
-        tensors = [
-            s.tensor if isinstance(s, Value) else torch.as_tensor(s, device=relevance.device)
-            for s in summands
-        ]
-        shares = redistribute(
-            lambda a, b: torch.add(a, b, alpha=scale),
-            [_part(tensor, positive) for tensor in tensors],
-            relevance,
-            stabiliser,
-        )
-        return [
-            torch.stack([r for s, r in zip(summands, shares, strict=True) if s is value]).sum(0)
-            for value in operation.inputs
-        ]
-
-    return rule
+    def __call__(self, operation: Operation, relevance: Tensor) -> list[Tensor]:
+        """The relevance itself."""
+        (value,) = operation.inputs
+        if value.shape != relevance.shape:
+            raise TrompeError(
+                f"{operation} turns {tuple(value.shape)} into {tuple(relevance.shape)}, so "
+                "relevance can't pass through unchanged; give it another rule."
+            )
+        return [relevance]
 
 
-def _part(tensor: Tensor, positive: bool) -> Tensor:
-    return tensor.clamp(min=0) if positive else tensor
+def _signed(
+    s: Summation, side: str, gamma: float | None = None
+) -> tuple[Callable[..., Tensor], Sequence[Tensor], Sequence[int | None]]:
+    """z from the contributions of one sign (``side`` is what is clamped at 0), or z with these
+    counted 1 + γ times."""
+    other = "max" if side == "min" else "min"
+
+    def part(tensor: Tensor, side: str) -> Tensor:
+        clamped = tensor.clamp(**{side: 0})
+        return clamped if gamma is None else tensor + gamma * clamped
+
+    bias = None if s.bias is None else part(s.bias, side)
+    if s.weight is None:
+        return lambda *a: s.apply(a, None, bias), [part(a, side) for a in s.inputs], s.owners
+    (a,) = s.inputs
+    same = part(s.weight, side)
+    if s.nonnegative:
+        return lambda a: s.apply((a,), same, bias), [a], [0]
+    opposite = part(s.weight, other)
+    return (
+        lambda p, n: s.apply((p,), same, bias) + s.apply((n,), opposite, None),
+        [a.clamp(min=0), a.clamp(max=0)],
+        [0, 0],
+    )
 
 
-def _unchanged(operation: Operation, relevance: Tensor) -> list[Tensor]:
-    return [relevance]
+def _regardless(s: Summation, weight: Tensor, relevance: Tensor, stabiliser: float) -> Flow:
+    ones = tuple(torch.ones_like(a) for a in s.inputs)
+    return Flow(lambda *a: s.apply(a, weight, None), ones, s.owners, relevance, stabiliser)
 
 
-def _rearranged(operation: Operation, relevance: Tensor) -> list[Tensor]:
-    return reroute(operation.run, operation.tensors(), relevance)
-
-
-register_operation("linear", "linear")
-register_operation("convolution", "conv2d")
-register_operation("sum", "add")
-register_operation("average-pool", "avg_pool2d", "adaptive_avg_pool2d", "mean")
-register_operation(
-    "pass",
-    *("batch_norm", "relu", "clamp", "clamp_min", "dropout", "contiguous", "clone", "float", "to"),
-    rule=_unchanged,
-)
-register_operation(
-    "rearrange",
-    *("max_pool2d", "flatten", "reshape", "view", "cat", "concat", "concatenate", "squeeze"),
-    *("unsqueeze", "permute", "transpose", "getitem", "pad", "chunk", "split"),
-    rule=_rearranged,
-)
+def _per_channel(bound: Bound, a: Tensor) -> Tensor:
+    values = torch.as_tensor(bound, dtype=a.dtype, device=a.device)
+    return values.reshape(-1, *[1] * (a.dim() - 2)) if values.dim() else values

@@ -8,62 +8,118 @@ same to it. It follows the tensors derived from its start values and ignores the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from types import FunctionType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from trompe.errors import TrompeError
+from trompe.explainers.relevance.operations import KINDS, VALUES_NOT_READ, WEIGHTED
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
 # Operations whose result is never negative, and those that keep non-negative inputs so.
-_NONNEGATIVE = {"relu", "sigmoid", "hardsigmoid", "softmax", "softplus", "abs", "square", "exp"}
+_NONNEGATIVE = {
+    "relu",
+    "relu6",
+    "sigmoid",
+    "hardsigmoid",
+    "softmax",
+    "softplus",
+    "abs",
+    "square",
+    "exp",
+}
 _KEEPS_SIGN = {
     *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "sum"),
     *("add", "mul", "cat", "concat", "stack", "dropout", "flatten", "reshape", "view", "permute"),
     *("transpose", "getitem", "chunk", "split", "squeeze", "unsqueeze", "contiguous", "clone"),
 }
 
+# Operations that take no more than the form of a tensor.
+_FORM_ONLY = {
+    *(f"new_{how}" for how in ("zeros", "ones", "full", "empty", "tensor")),
+    *(f"{how}_like" for how in ("zeros", "ones", "full", "empty", "rand", "randn")),
+}
+
+_LAYER = ("input", "weight", "bias")
+
 
 @dataclass(eq=False)
 class Value:
-    """A tensor as it was when the forward pass produced it."""
+    """What stands for a tensor of the forward pass: its form, and what is known of its numbers."""
 
-    tensor: Tensor
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    origin: str = ""
     nonnegative: bool = False
+
+    def empty(self, like: Tensor) -> Tensor:
+        """A tensor of this form with the dtype and device of ``like`` and no numbers."""
+        return torch.empty_strided(self.shape, self.stride, dtype=like.dtype, device=like.device)
 
 
 @dataclass(eq=False)
 class Operation:
     """One output of one recorded call.
 
-    ``args`` and ``kwargs`` are the call's, with a `Value` where a followed tensor stood;
-    ``index`` picks the output of a function that returns several; ``path`` is the module that
-    made the call.
+    Attributes
+    ----------
+    name
+        The function's name without the marks of an in-place or reflected form.
+    function, args, kwargs
+        The call, with a `Value` where a followed tensor stood.
+    inputs, output
+        The followed values.
+    tensors
+        The numbers of ``inputs`` as they were, if the operation's rule reads them.
+    index
+        Picks the output of a function that returns several.
+    path
+        The module that made the call.
+    depth
+        How many layers with weights ran before, in the whole network.
     """
 
+    name: str
     function: Callable[..., Any]
     args: Args
     kwargs: Kwargs
     inputs: tuple[Value, ...]
+    tensors: list[Tensor]
     output: Value
     index: int | None
     path: str
+    depth: int
 
     @property
-    def name(self) -> str:
-        """The function's name without the marks of an in-place or reflected form."""
-        return _name(self.function)
+    def kind(self) -> str:
+        """The kind of operation that composites choose a rule by, or ``""``."""
+        return KINDS.get(self.name, "")
 
-    def tensors(self) -> list[Tensor]:
-        """The input tensors in the order of ``inputs``."""
-        return [value.tensor for value in self.inputs]
+    def __str__(self) -> str:
+        return describe(self.name, self.path)
+
+    def layer(self) -> tuple[Tensor, Tensor | None, Callable[..., Tensor]]:
+        """Of a layer with weights: weight, bias and ``apply(input, weight, bias)``."""
+        given = dict(zip(_LAYER, self.args, strict=False)) | self.kwargs
+        rest = self.args[len(_LAYER) :]
+        geometry = {key: value for key, value in given.items() if key not in _LAYER}
+
+        def apply(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            result: Tensor = self.function(input, weight, bias, *rest, **geometry)
+            return result
+
+        return given["weight"], given.get("bias"), apply
 
     def run(self, *tensors: Tensor) -> Tensor:
         """Call the function again, out of place, with ``tensors`` for the inputs."""
@@ -81,17 +137,21 @@ class Tape(TorchFunctionMode):
     ----------
     model
         The module that will run; its module names are used in messages and by composites.
+    keep
+        Names of operations whose inputs are kept, even if no rule reads their numbers.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, keep: Collection[str] = ()) -> None:
         super().__init__()
+        self._not_read = VALUES_NOT_READ.difference(keep)
         self.operations: list[Operation] = []
+        self.depth = 0
         self._names = {module: name for name, module in model.named_modules()}
         self._stack: list[str] = []
         self._hooks: list[Any] = []
         self._paused = False
-        self._memory: dict[int, list[Value]] = {}
-        self._live: dict[int, tuple[Tensor, Value, int]] = {}
+        self._live = WeakTensorKeyDictionary()
+        self._readers: dict[int, list[tuple[Operation, int]]] = {}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -102,12 +162,11 @@ class Tape(TorchFunctionMode):
         finally:
             self._paused = False
 
-    def start(self, tensor: Tensor, kept: Tensor, live: Tensor) -> Value:
-        """Follow ``live`` from here on, in place of ``tensor``.
-
-        ``kept`` holds the same numbers and is never changed in place.
-        """
-        value = self._lookup(tensor) or Value(kept, nonnegative=bool((kept >= 0).all()))
+    def start(self, tensor: Tensor, live: Tensor) -> Value:
+        """Follow ``live`` from here on, in place of ``tensor``, which has the same numbers."""
+        value = self._lookup(tensor)
+        if value is None:
+            value = _value(tensor, nonnegative=bool((tensor >= 0).all()))
         return self._follow(live, value)
 
     def rename(self, tensor: Tensor, live: Tensor) -> None:
@@ -161,35 +220,45 @@ class Tape(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
-        followed = [leaf for leaf in _leaves((args, kwargs)) if self._lookup(leaf) is not None]
-        if not followed:
+        name, depth = operation_name(func), self.depth
+        if KINDS.get(name) in WEIGHTED:
+            self.depth += 1
+        found = {leaf: v for leaf in _leaves((args, kwargs)) if (v := self._lookup(leaf))}
+        if not found or name in _FORM_ONLY:
             return func(*args, **kwargs)
 
-        inputs = tuple(dict.fromkeys(value for t in followed if (value := self._lookup(t))))
+        tensors = {value: leaf for leaf, value in found.items()}
+        call: tuple[Args, Kwargs] = _substitute((args, kwargs), lambda leaf: found.get(leaf, leaf))
+        path = self._stack[-1] if self._stack else ""
+        reads = name not in self._not_read
         in_place = _is_in_place(func, args, kwargs)
-        kept = self._substituted((args, kwargs))
         if in_place:
             target = next(_leaves((args, kwargs)))
-            self._snapshot(target)
-            kept = _substitute(kept, lambda leaf: leaf.clone() if leaf is target else leaf)
-        versions = [tensor._version for tensor in followed]
+            before = target.clone() if reads or self._is_read(target) else target
+            self._replace(target, before)
+            tensors = {v: before if leaf is target else leaf for v, leaf in tensors.items()}
+            call = _substitute(call, lambda leaf: before if leaf is target else leaf)
+        versions = [tensor._version for tensor in found]
         result = func(*args, **kwargs)
-        path = self._stack[-1] if self._stack else ""
-        if not in_place and versions != [tensor._version for tensor in followed]:
+        if not in_place and versions != [tensor._version for tensor in found]:
             raise TrompeError(
-                f"{describe(func, path)} changes its input in place in a way that can't be "
+                f"{describe(name, path)} changes its input in place in a way that can't be "
                 "followed; use the out-of-place form."
             )
-        nonnegative = _is_nonnegative(func, *kept, inputs)
+        nonnegative = _is_nonnegative(name, *call, tuple(tensors))
         for index, tensor in _outputs(result):
-            if in_place or not any(tensor is t for t in followed):
-                output = self._follow(tensor, Value(tensor, nonnegative))
-                self.operations.append(Operation(func, *kept, inputs, output, index, path))
+            if not tensor.is_floating_point():
+                continue
+            if in_place or not any(tensor is leaf for leaf in found):
+                output = self._follow(tensor, _value(tensor, name, nonnegative))
+                held = list(tensors.values()) if reads else []
+                operation = Operation(
+                    name, func, *call, tuple(tensors), held, output, index, path, depth
+                )
+                self.operations.append(operation)
+                for position, read in enumerate(held):
+                    self._readers.setdefault(_address(read), []).append((operation, position))
         return result
-
-    def _substituted(self, call: tuple[Args, Kwargs]) -> tuple[Args, Kwargs]:
-        substituted: tuple[Args, Kwargs] = _substitute(call, lambda t: self._lookup(t) or t)
-        return substituted
 
     def _enter_module(self, module: nn.Module, _: Any) -> None:
         self._stack.append(self._names[module])
@@ -198,46 +267,48 @@ class Tape(TorchFunctionMode):
         self._stack.pop()
 
     def _follow(self, tensor: Tensor, value: Value) -> Value:
-        self._live[id(tensor)] = (tensor, value, tensor._version)
-        self._memory.setdefault(_address(value.tensor), []).append(value)
+        self._live[tensor] = (value, tensor._version)
         return value
 
-    def _lookup(self, leaf: Any) -> Value | None:
-        if not isinstance(leaf, Tensor) or id(leaf) not in self._live:
+    def _lookup(self, leaf: Tensor) -> Value | None:
+        if leaf not in self._live:
             return None
-        _, value, version = self._live[id(leaf)]
+        value, version = self._live[leaf]
         if leaf._version != version:
             raise TrompeError(
                 "A tensor above the explained layer was changed in place through a view of it, "
                 "which can't be followed; use the out-of-place form in the model."
             )
-        return value
+        return cast(Value, value)
 
-    def _snapshot(self, tensor: Tensor) -> None:
-        """Keep the numbers of every value that shares memory with ``tensor``."""
-        for value in self._memory.pop(_address(tensor), []):
-            value.tensor = value.tensor.clone()
+    def _is_read(self, tensor: Tensor) -> bool:
+        return _address(tensor) in self._readers
+
+    def _replace(self, tensor: Tensor, copy: Tensor) -> None:
+        """Let rules read ``copy`` where they would have read the memory of ``tensor``."""
+        for operation, position in self._readers.pop(_address(tensor), []):
+            read = operation.tensors[position]
+            operation.tensors[position] = copy if read is tensor else read.clone()
 
 
-def describe(function: Callable[..., Any], path: str) -> str:
+def _value(tensor: Tensor, origin: str = "", nonnegative: bool = False) -> Value:
+    return Value(tensor.shape, tensor.stride(), tensor.dtype, origin, nonnegative)
+
+
+def describe(name: str, path: str) -> str:
     """Name an operation for a message: its function and the module that called it."""
     where = f"module '{path}'" if path else "the model's own forward"
-    return f"The operation '{_name(function)}' in {where}"
+    return f"The operation '{name}' in {where}"
 
 
-def _name(function: Callable[..., Any]) -> str:
+def operation_name(function: Callable[..., Any]) -> str:
+    """A function's name without the underscores of an in-place or reflected form."""
     return getattr(function, "__name__", str(function)).strip("_")
 
 
-def _is_nonnegative(
-    function: Callable[..., Any],
-    args: Args,
-    kwargs: Kwargs,
-    inputs: tuple[Value, ...],
-) -> bool:
-    name = _name(function)
+def _is_nonnegative(name: str, args: Args, kwargs: Kwargs, inputs: tuple[Value, ...]) -> bool:
     if name == "hardtanh":
-        return bool(kwargs.get("min_val", -1) >= 0)
+        return bool((args[1] if len(args) > 1 else kwargs.get("min_val", -1)) >= 0)
     if name in ("add", "mul") and not all(isinstance(operand, Value) for operand in args):
         return False
     return name in _NONNEGATIVE or (
@@ -250,8 +321,16 @@ def _is_in_place(function: Callable[..., Any], args: Args, kwargs: Kwargs) -> bo
     if name.endswith("_") and not name.endswith("__"):
         return True
     if isinstance(function, FunctionType):
-        return bool(inspect.signature(function).bind(*args, **kwargs).arguments.get("inplace"))
+        position = _inplace_position(function)
+        if position is not None and position < len(args):
+            return bool(args[position])
     return bool(kwargs.get("inplace"))
+
+
+@cache
+def _inplace_position(function: FunctionType) -> int | None:
+    names = list(inspect.signature(function).parameters)
+    return names.index("inplace") if "inplace" in names else None
 
 
 def _address(tensor: Tensor) -> int:

@@ -1,0 +1,94 @@
+"""Where relevance is kept and where it is lost, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from trompe.explainers.relevance.operations import OperationRule
+from trompe.explainers.relevance.rules import Rule
+from trompe.explainers.relevance.tape import Operation
+
+if TYPE_CHECKING:
+    from trompe.explainers.lrp import LRP
+
+
+@torch.no_grad()
+def conservation(
+    explainer: LRP, model: nn.Module, images: Tensor, classes: Tensor | int | None = None
+) -> pd.DataFrame:
+    """Follow the relevance of an `LRP` explainer from the logit down.
+
+    Parameters
+    ----------
+    explainer, model, images, classes
+        As in a call of the explainer.
+
+    Returns
+    -------
+    DataFrame
+        One row per operation that shares relevance out, from the output down: ``layer`` (the
+        module that runs it), ``operation``, ``rule``, and as shares of the explained logit (means
+        over images) what it ``received``, what it ``kept`` for its inputs, and what was lost to
+        the ``bias``, to the ``stabiliser`` and to ``other`` causes (a constant in the model, a rule
+        that drops relevance). The last row, ``operation`` empty, is what arrives at
+        ``explainer.layer``.
+
+    Raises
+    ------
+    TrompeError
+        As a call of the explainer.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def observe(
+        operation: Operation, rule: OperationRule, received: Tensor, shares: Sequence[Tensor]
+    ) -> None:
+        total, kept = _total(received), sum((_total(part) for part in shares), torch.tensor(0.0))
+        bias = stabiliser = torch.zeros_like(total)
+        if isinstance(rule, Rule):
+            for flow in rule.flows_of(operation, received):
+                of_bias, of_stabiliser = flow.lost()
+                bias, stabiliser = bias + of_bias, stabiliser + of_stabiliser
+        elif torch.allclose(kept, total):
+            return
+        rows.append(
+            {
+                "layer": operation.path,
+                "operation": operation.name,
+                "rule": str(rule) if isinstance(rule, Rule) else rule.__name__,
+                "received": total,
+                "kept": kept,
+                "bias": bias,
+                "stabiliser": stabiliser,
+                "other": total - kept - bias - stabiliser,
+            }
+        )
+
+    logits, arrived = explainer.trace(model, images, classes, observe)
+    nothing = torch.zeros_like(logits)
+    rows.append(
+        {
+            "layer": str(explainer.resolve(model, images[:1]).layer),
+            "operation": "",
+            "rule": "",
+            "received": _total(arrived),
+            "kept": _total(arrived),
+            **dict.fromkeys(("bias", "stabiliser", "other"), nothing),
+        }
+    )
+    return pd.DataFrame(
+        {
+            key: float((value / logits).mean()) if isinstance(value, Tensor) else value
+            for key, value in row.items()
+        }
+        for row in rows
+    )
+
+
+def _total(relevance: Tensor) -> Tensor:
+    return relevance.flatten(1).sum(1)

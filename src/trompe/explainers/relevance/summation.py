@@ -1,0 +1,105 @@
+"""Recorded operations that compute a weighted sum, in the one form that rules work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trompe.explainers.relevance.tape import Operation, Value
+
+
+@dataclass(frozen=True)
+class Summation:
+    """An operation seen as z = apply(inputs, weight, bias), linear in the inputs up to the bias.
+
+    Attributes
+    ----------
+    inputs
+        The summands; of a layer with weights, its one input.
+    owners
+        For each input, which of the operation's inputs its relevance belongs to; None drops it.
+    weight, bias
+        Of a layer with weights, else None: there the inputs' weights are fixed.
+    nonnegative
+        Whether no input is negative.
+    """
+
+    apply: Callable[[Sequence[Tensor], Tensor | None, Tensor | None], Tensor]
+    inputs: tuple[Tensor, ...]
+    owners: tuple[int | None, ...] = (0,)
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    nonnegative: bool = False
+
+    @classmethod
+    def of(cls, operation: Operation, dtype: torch.dtype) -> Summation:
+        """Read a recorded operation, its numbers brought to ``dtype``."""
+        return _READERS[operation.kind](operation, dtype)
+
+
+def _layer(operation: Operation, dtype: torch.dtype) -> Summation:
+    weight, bias, apply = operation.layer()
+
+    def as_computed(tensor: Tensor) -> Tensor:
+        # Under autocast a layer rounds its weights too; z must be the one that it computed.
+        return tensor.to(operation.output.dtype).to(dtype)
+
+    return Summation(
+        lambda a, weight, bias: apply(a[0], weight, bias),
+        (as_computed(operation.tensors[0]),),
+        weight=as_computed(weight),
+        bias=None if bias is None else as_computed(bias),
+        nonnegative=operation.inputs[0].nonnegative,
+    )
+
+
+def _sum(operation: Operation, dtype: torch.dtype) -> Summation:
+    first, second = {"add": (1, 1), "sub": (1, -1), "rsub": (-1, 1)}[operation.name]
+    scales = (first, second * operation.kwargs.get("alpha", 1))
+    known = dict(zip(operation.inputs, operation.tensors, strict=True))
+    operands = operation.args[:2]
+    like = operation.tensors[0]
+
+    def summand(operand: Any, scale: float) -> Tensor:
+        tensor = known[operand] if isinstance(operand, Value) else torch.as_tensor(operand)
+        tensor = tensor.to(like.device, dtype)
+        return tensor if scale == 1 else tensor * scale
+
+    return Summation(
+        lambda a, weight, bias: a[0] + a[1],
+        tuple(summand(o, s) for o, s in zip(operands, scales, strict=True)),
+        tuple(operation.inputs.index(o) if isinstance(o, Value) else None for o in operands),
+    )
+
+
+def _average(operation: Operation, dtype: torch.dtype) -> Summation:
+    (tensor,) = operation.tensors
+    return Summation(lambda a, weight, bias: operation.run(*a), (tensor.to(dtype),))
+
+
+def _layer_norm(operation: Operation, dtype: torch.dtype) -> Summation:
+    names = ("input", "normalized_shape", "weight", "bias", "eps")
+    given = dict(zip(names, operation.args, strict=False)) | operation.kwargs
+    tensor = operation.tensors[0].to(dtype)
+    dims = tuple(range(-len(given["normalized_shape"]), 0))
+    deviation = (tensor.var(dims, correction=0, keepdim=True) + given.get("eps", 1e-5)).sqrt()
+    scale = 1 / deviation if given.get("weight") is None else given["weight"] / deviation
+
+    def apply(a: Sequence[Tensor], weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        centred: Tensor = (a[0] - a[0].mean(dims, keepdim=True)) * scale
+        return centred if bias is None else centred + bias
+
+    return Summation(apply, (tensor,), bias=given.get("bias"))
+
+
+_READERS: dict[str, Callable[[Operation, torch.dtype], Summation]] = {
+    "linear": _layer,
+    "convolution": _layer,
+    "sum": _sum,
+    "average-pool": _average,
+    "layer-norm": _layer_norm,
+}
