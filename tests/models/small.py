@@ -68,6 +68,16 @@ SMALL = {
 }
 
 
+def randomise_batch_norms(model: nn.Module) -> None:
+    """Statistics and affine parameters that are not trivial."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+
+
 def make(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A small model with fixed weights; biases and BatchNorm statistics are not trivial."""
     with torch.random.fork_rng():
@@ -76,12 +86,7 @@ def make(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
         for parameter in model.parameters():
             if not parameter.any():
                 nn.init.uniform_(parameter, -0.2, 0.2)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.running_mean, -0.2, 0.2)
-                nn.init.uniform_(module.running_var, 0.5, 1.5)
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.uniform_(module.bias, -0.2, 0.2)
+        randomise_batch_norms(model)
     return model.to(dtype).eval()
 
 

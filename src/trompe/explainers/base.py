@@ -73,7 +73,6 @@ class Explainer(ABC):
     name: ClassVar[str]
     differentiable: ClassVar[bool] = True
     reads: ClassVar[Literal["gradients", "relevance", "logits"]] = "gradients"
-    keeps: ClassVar[tuple[str, ...]] = ()
 
     layer: str | nn.Module | None
 
@@ -125,6 +124,11 @@ class Explainer(ABC):
         """Where a resolved explainer looks in ``model``."""
         assert self.layer is not None
         return Site.parse(self.layer, model)
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """Operations whose inputs are read though no rule reads them."""
+        return ()
 
     def heatmap(self, maps: Tensor) -> Tensor:
         """Bring raw maps to [0, 1] per image, as the paper compares them: min-max."""
@@ -350,14 +354,14 @@ def run(
     images: Tensor,
     taps: Mapping[Site, Tap],
     differentiable: bool,
-    recorder: AbstractContextManager[Any] = nullcontext(),  # noqa: B008
+    recorder: AbstractContextManager[Any] | None = None,
 ) -> Tensor:
     """One forward pass in which each tap may keep and replace the tensor at its site."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(differentiable))
         stack.enter_context(_TwiceDifferentiable() if differentiable else nullcontext())
-        stack.enter_context(recorder)
+        stack.enter_context(recorder or nullcontext())
         images = images.clone() if images.is_inference() else images
         images = images if differentiable else images.detach()
         for site, tap in taps.items():

@@ -60,7 +60,7 @@ class LRP(Explainer):
         return find_composite(self.composite)
 
     @property
-    def keeps(self) -> tuple[str, ...]:  # type: ignore[override]
+    def keeps(self) -> tuple[str, ...]:
         """Folding reads the inputs of BatchNorms, which no rule does."""
         return ("batch_norm",) if self.batch_norm == "fold" else ()
 

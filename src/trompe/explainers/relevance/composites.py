@@ -126,13 +126,17 @@ class Composite:
         return rule
 
 
+_EPSILON, _Z_PLUS, _ALPHA2_BETA1 = Epsilon(1e-6), AlphaBeta(1, 0, 1e-6), AlphaBeta(2, -1, 1e-6)
+_PASS, _FLAT, _BOX = Pass(), Choice(Flat(), depth=0), Choice(Box(), "convolution", depth=0)
+
+
 def _composite(
     name: str,
     *first: Choice,
     linear: Rule,
     convolution: Rule,
-    sums: Rule = Epsilon(1e-6),  # noqa: B008
-    layer_norm: Rule = Pass(),  # noqa: B008
+    sums: Rule = _EPSILON,
+    layer_norm: Rule = _PASS,
 ) -> Composite:
     others = {
         "linear": linear,
@@ -143,9 +147,6 @@ def _composite(
     }
     return Composite(name, (*first, *(Choice(rule, kind) for kind, rule in others.items())))
 
-
-_EPSILON, _Z_PLUS, _ALPHA2_BETA1 = Epsilon(1e-6), AlphaBeta(1, 0, 1e-6), AlphaBeta(2, -1, 1e-6)
-_FLAT, _BOX = Choice(Flat(), depth=0), Choice(Box(), "convolution", depth=0)
 
 COMPOSITES = {
     composite.name: composite
