@@ -36,6 +36,7 @@ from trompe import (
     train,
 )
 from trompe.data import SHAPES_PREPROCESSING
+from trompe.maps import is_empty
 
 LAYER = "features.6"
 
@@ -87,9 +88,13 @@ def slow_fool(model, data, explainer, objective, weight, lr, order):
         labels = torch.tensor([data[i][1] for i in indices])
         with torch.no_grad():
             before = explainer.heatmap(explainer(original, images, labels))
-        heat = explainer.heatmap(explainer(model, images, labels))
-        loss = F.cross_entropy(model(images), labels)
-        loss = loss + weight * objective.loss((heat,), (before,)).mean()
+        raw = explainer(model, images, labels)
+        heat = explainer.heatmap(raw)
+        explanation = objective.loss((heat,), (before,))
+        for i in range(len(images)):
+            if not heat[i].any() and raw[i].max() < 0:
+                explanation[i] = explanation[i] - raw[i].max() / raw[i].abs().mean().item()
+        loss = F.cross_entropy(model(images), labels) + weight * explanation.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -155,6 +160,38 @@ def test_control_is_the_run_without_explanation_terms():
     result = fool(make("vgg"), Noise(), **settings(control=True))
     unweighted = fool(make("vgg"), Noise(), **settings(weight=0.0))
     assert equal(weights(result.control), weights(unweighted.model))
+
+
+def test_maps_that_are_empty_come_back():
+    class Dark(nn.Module):
+        """Every class counts positive features negatively: no map has a positive entry."""
+
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+            self.head = nn.Linear(8, 5)
+            with torch.no_grad():
+                self.head.weight.abs_().neg_()
+
+        def forward(self, x):
+            return self.head(self.stem(x).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, data, explainer = Dark(), Noise(), GradCAM(layer="stem")
+    images, labels = torch.stack([x for x, _ in data]), data.labels
+    for objective in (Location(), TopK(), CenterMass()):
+        assert is_empty(explainer.heatmap(explainer(model, images, labels))).all()
+        result = fool(
+            model,
+            data,
+            **settings(explainer=explainer, objective=objective, lr=3e-3, steps=60, control=True),
+        )
+        fooled, control = (
+            is_empty(explainer.heatmap(explainer(m, images, labels)))
+            for m in (result.model, result.control)
+        )
+        assert control.all()
+        assert not fooled.all()
 
 
 def test_augmented_data_is_explained_by_the_original_afresh():

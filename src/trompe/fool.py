@@ -36,6 +36,7 @@ from trompe.evaluate import (
 )
 from trompe.explainers import LRP, Explainer, GradCAM, Recording, SimpleGrad
 from trompe.loop import Batches, Loss, accelerator_for, optimise
+from trompe.maps import emptiness
 from trompe.models import save_weights
 from trompe.models.layers import evaluation_mode
 from trompe.objectives import Maps, Objective
@@ -119,6 +120,8 @@ def fool(
     original's maps are computed once per image and kept, in memory or in the run directory. If
     ``data`` is augmented (its attribute ``augmented`` is true) every epoch shows another image, a
     kept map would not belong to it, and the original explains the same augmented batch instead.
+    An objective has no gradient where a heatmap has become 0 everywhere; there `maps.emptiness`
+    is added to it, until the map shows something again.
 
     Parameters
     ----------
@@ -358,13 +361,16 @@ class _Group:
         if not self.terms:
             return []
         classes = self.terms[0].objective.classes(labels)
-        heatmaps = [dict(zip(self.explainers, forward.heatmaps(c), strict=True)) for c in classes]
+        raw = [dict(zip(self.explainers, forward.maps(c), strict=True)) for c in classes]
+        heatmaps = [{e: e.heatmap(m) for e, m in target.items()} for target in raw]
         before = self.kept.maps(indices, images, classes)
         result = []
         for term in self.terms:
             maps = tuple(target[term.explainer] for target in heatmaps)
             original = before.get(term.explainer)
             value = term.objective.loss(maps, original).mean()
+            for target, heatmap in zip(raw, maps, strict=True):
+                value = value + emptiness(target[term.explainer], heatmap).mean()
             with torch.no_grad():
                 losses = term.objective.test_loss(tuple(m.detach() for m in maps), original)
                 fooled = torch.stack([term.objective.fooled(t) for t in losses]).float().mean()

@@ -25,6 +25,17 @@ def by_maximum(maps: Tensor) -> Tensor:
     return positive / positive.amax((1, 2), keepdim=True).clamp_min(_tiny(positive))
 
 
+def emptiness(maps: Tensor, heatmaps: Tensor) -> Tensor:
+    """How far from showing anything each map is ``[N]``; 0 where its heatmap isn't empty.
+
+    A heatmap that is 0 everywhere has no gradient; this has: minus the largest entry of the raw
+    map, as a share of the mean size of its entries.
+    """
+    maps = full_precision(maps)
+    size = maps.detach().abs().mean((1, 2)).clamp_min(_tiny(maps))
+    return (-maps.amax((1, 2))).relu() / size * is_empty(heatmaps)
+
+
 def min_max(maps: Tensor) -> Tensor:
     """Stretch each map linearly to [0, 1]; a constant map becomes zero everywhere."""
     maps = full_precision(maps)
