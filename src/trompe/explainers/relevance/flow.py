@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Apply = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 def run(forward: Callable[..., Tensor], inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -28,13 +32,26 @@ def pull(z: Tensor, inputs: list[Tensor], weight: Tensor) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Flow:
-    """Relevance that goes to inputs in proportion to their share of ``z = forward(*inputs)``.
+    """Relevance that goes to inputs in proportion to their share of z = Σ_i apply(a_i, w_i) + b.
 
-    ``forward`` is linear in its inputs, up to a constant; ``positive`` says that z >= 0 is certain.
+    Attributes
+    ----------
+    apply
+        ``apply(a, w, b)``, linear in a and, where there are weights, in w.
+    inputs, weights, bias
+        a_i, w_i (None where an operation has no weights) and b.
+    owners
+        For each input, which of the operation's inputs its share belongs to; None drops it.
+    relevance, stabiliser
+        What is shared out, of z's shape, and what keeps z from 0.
+    positive
+        Whether z >= 0 is certain.
     """
 
-    forward: Callable[..., Tensor]
+    apply: Apply
     inputs: Sequence[Tensor]
+    weights: Sequence[Tensor | None]
+    bias: Tensor | None
     owners: Sequence[int | None]
     relevance: Tensor
     stabiliser: float
@@ -42,30 +59,112 @@ class Flow:
 
     def shares(self) -> list[Tensor]:
         """a_i · ∂z/∂a_i · R / z for each input a_i."""
-        keep = torch.is_grad_enabled()
-        inputs, z = run(self.forward, self.inputs)
-        if keep:
-            share = self.relevance / self._stabilised(z)
-            return [a * g for a, g in zip(inputs, pull(z, inputs, share), strict=True)]
-        share = self._stabilised(z.detach())
-        torch.div(self.relevance, share, out=share)
-        gradients = pull(z, inputs, share)
-        if len(gradients) > 1 or gradients[0]._is_view():
-            return [a * g for a, g in zip(inputs, gradients, strict=True)]
-        return [gradients[0].mul_(inputs[0])]
+        if self.weights[0] is not None:
+            return list(_Shares.apply(self, self.relevance, self.bias, *self.inputs, *self.weights))
+        inputs, z = run(lambda *inputs: self.z(inputs, self.weights, self.bias), self.inputs)
+        share = self.relevance / self.stabilised(z if torch.is_grad_enabled() else z.detach())
+        return [a * g for a, g in zip(inputs, pull(z, inputs, share), strict=True)]
 
     def lost(self) -> tuple[Tensor, Tensor]:
         """Relevance ``[N]`` that the constant, and that the stabiliser keeps from the inputs."""
-        z = self.forward(*self.inputs)
-        constant = self.forward(*(torch.zeros_like(a) for a in self.inputs))
-        stabilised = self._stabilised(z)
+        z = self.z(self.inputs, self.weights, self.bias)
+        constant = self.z([torch.zeros_like(a) for a in self.inputs], self.weights, self.bias)
+        stabilised = self.stabilised(z)
         share = self.relevance / stabilised
         return (share * constant).flatten(1).sum(1), (share * (stabilised - z)).flatten(1).sum(1)
 
-    def _stabilised(self, z: Tensor) -> Tensor:
+    def z(
+        self, inputs: Sequence[Tensor], weights: Sequence[Tensor | None], bias: Tensor | None
+    ) -> Tensor:
+        """Σ_i apply(a_i, w_i) + b for any inputs, weights and bias."""
+        first, *others = zip(inputs, weights, strict=True)
+        z = self.apply(*first, bias)
+        for a, w in others:
+            z = z + self.apply(a, w, None)
+        return z
+
+    def stabilised(self, z: Tensor) -> Tensor:
+        """z, kept from 0."""
         if self.positive:
             return z + self.stabiliser
         return stabilise(z, self.stabiliser)
+
+
+class _Shares(torch.autograd.Function):
+    """The shares of a layer with weights, and their derivative.
+
+    With s = R / z the shares are a ⊙ (∂z/∂a)ᵀs. What arrives at them reaches s through the layer
+    applied to it, and a and w as in a plain backward pass; autograd, differentiating the layer's
+    gradient once more, finds the same with more memory.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, flow: Flow, relevance: Tensor, bias: Tensor | None, *operands: Tensor
+    ) -> tuple[Tensor, ...]:
+        of_bias, *of_operands = ctx.needs_input_grad[2:]
+        differentiable, count = any(ctx.needs_input_grad), len(flow.inputs)
+        with torch.enable_grad():
+            inputs = [a.detach().requires_grad_() for a in operands[:count]]
+            weights = [
+                w.detach().requires_grad_(needed and not _is_matrix(w))
+                for w, needed in zip(operands[count:], of_operands[count:], strict=True)
+            ]
+            bias = None if bias is None else bias.detach().requires_grad_(of_bias)
+            z = flow.z(inputs, weights, bias)
+        stabilised = flow.stabilised(z.detach())
+        share = torch.div(relevance, stabilised, out=None if differentiable else stabilised)
+        gradients = torch.autograd.grad(z, inputs, share, retain_graph=differentiable)
+        for a, needed in zip(inputs, of_operands, strict=False):
+            a.requires_grad_(needed)
+        if not differentiable:
+            return tuple(g.mul_(a) for a, g in zip(inputs, gradients, strict=True))
+        ctx.flow, ctx.inputs, ctx.weights, ctx.bias = flow, inputs, weights, bias
+        ctx.z, ctx.stabilised, ctx.share, ctx.gradients = z, stabilised, share, gradients
+        return tuple(a.detach() * g for a, g in zip(inputs, gradients, strict=True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arrived: Tensor) -> tuple[Tensor | None, ...]:
+        z, share, inputs, weights = ctx.z, ctx.share, ctx.inputs, ctx.weights
+        scaled = [a.detach() * g for a, g in zip(inputs, arrived, strict=True)]
+        with torch.autocast(z.device.type, enabled=False):
+            with torch.enable_grad():
+                y = ctx.flow.z(scaled, weights, None)
+            to_relevance = y.detach() / ctx.stabilised
+            to_z = -to_relevance * share
+            if ctx.flow.stabiliser == 0:
+                to_z.masked_fill_(z.detach() == 0, 0)
+            *to_operands, to_bias = _gradients(z, [*inputs, *weights, ctx.bias], to_z)
+            to_weights = _gradients(y, weights, share)
+        to_inputs = [
+            None if to_a is None else torch.addcmul(to_a, g, pulled)
+            for to_a, g, pulled in zip(to_operands, arrived, ctx.gradients, strict=False)
+        ]
+        for i, needed in enumerate(ctx.needs_input_grad[3 + len(inputs) :]):
+            if needed and _is_matrix(weights[i]):
+                to_weights[i] = _outer(to_z, inputs[i].detach(), _outer(share, scaled[i]))
+            elif needed:
+                to_weights[i] = to_weights[i] + to_operands[len(inputs) + i]
+        return None, to_relevance, to_bias, *to_inputs, *to_weights
+
+
+def _is_matrix(weight: Tensor) -> bool:
+    """Whether the layer is linear, with a weight so large that each copy of its gradient counts."""
+    return weight.dim() == 2
+
+
+def _outer(arrived: Tensor, a: Tensor, sum: Tensor | None = None) -> Tensor:
+    left, right = arrived.flatten(0, -2).T, a.flatten(0, -2)
+    return left @ right if sum is None else sum.addmm_(left, right)
+
+
+def _gradients(z: Tensor, leaves: Sequence[Tensor | None], arrived: Tensor) -> list[Any]:
+    """The gradient of each leaf that wants one."""
+    wanted = [t for t in leaves if t is not None and t.requires_grad]
+    found = torch.autograd.grad(z, wanted, arrived, retain_graph=True) if wanted else ()
+    gradients = iter(found)
+    return [next(gradients) if t is not None and t.requires_grad else None for t in leaves]
 
 
 def stabilise(z: Tensor, epsilon: float) -> Tensor:

@@ -7,8 +7,8 @@ inputs, weights and bias make up z. All is differentiable in inputs, parameters 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -67,11 +67,8 @@ class Epsilon(Rule):
     def flows(self, summation: Summation, relevance: Tensor) -> list[Flow]:
         """One flow, in proportion to all contributions."""
         s = summation
-        return [
-            Flow(
-                lambda *a: s.apply(a, s.weight, s.bias), s.inputs, s.owners, relevance, self.epsilon
-            )
-        ]
+        weights = [s.weight] * len(s.inputs)
+        return [Flow(s.apply, s.inputs, weights, s.bias, s.owners, relevance, self.epsilon)]
 
 
 @dataclass(frozen=True)
@@ -105,8 +102,9 @@ class AlphaBeta(Rule):
         if self.stabiliser == 0:
             return self._conserving(summation, relevance)
         return [
-            Flow(
-                *_signed(summation, side),
+            _signed(
+                summation,
+                side,
                 relevance if share == 1 else relevance * share,
                 self.stabiliser,
                 positive=side == "min",
@@ -116,13 +114,13 @@ class AlphaBeta(Rule):
         ]
 
     def _conserving(self, summation: Summation, relevance: Tensor) -> list[Flow]:
-        positive, negative = _signed(summation, "min"), _signed(summation, "max")
+        flows = [_signed(summation, side, relevance, 0.0) for side in ("min", "max")]
         with torch.no_grad():
-            no_up, no_down = (z(*inputs) == 0 for z, inputs, _ in (positive, negative))
+            no_up, no_down = (f.z(f.inputs, f.weights, f.bias) == 0 for f in flows)
         up, down = relevance * self.alpha, relevance * self.beta
         up = torch.where(no_down, relevance, up.masked_fill(no_up, 0))
         down = torch.where(no_up, relevance, down.masked_fill(no_down, 0))
-        return [Flow(*positive, up, 0.0), Flow(*negative, down, 0.0)]
+        return [replace(f, relevance=r) for f, r in zip(flows, (up, down), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -140,9 +138,9 @@ class Gamma(Rule):
         """One flow where z is positive, one where it is negative."""
         s = summation
         with torch.no_grad():
-            z = s.apply(s.inputs, s.weight, s.bias)
+            z = s.apply(s.inputs[0], s.weight, s.bias)
         return [
-            Flow(*_signed(s, side, self.gamma), relevance * where, self.stabiliser)
+            _signed(s, side, relevance * where, self.stabiliser, gamma=self.gamma)
             for side, where in (("min", z > 0), ("max", z < 0))
         ]
 
@@ -194,17 +192,10 @@ class Box(Rule):
         s = summation
         (a,) = s.inputs
         assert s.weight is not None
-        positive, negative = s.weight.clamp(min=0), s.weight.clamp(max=0)
-
-        def forward(a: Tensor, low: Tensor, high: Tensor) -> Tensor:
-            return (
-                s.apply((a,), s.weight, None)
-                - s.apply((low,), positive, None)
-                - s.apply((high,), negative, None)
-            )
-
+        weights = [s.weight, -s.weight.clamp(min=0), -s.weight.clamp(max=0)]
         corners = [torch.zeros_like(a) + _per_channel(bound, a) for bound in (self.low, self.high)]
-        return [Flow(forward, (a, *corners), (0, 0, 0), relevance, self.stabiliser)]
+        inputs = [a, *corners]
+        return [Flow(s.apply, inputs, weights, None, (0, 0, 0), relevance, self.stabiliser)]
 
 
 @dataclass(frozen=True)
@@ -230,34 +221,43 @@ class Pass(Rule):
 
 
 def _signed(
-    s: Summation, side: str, gamma: float | None = None
-) -> tuple[Callable[..., Tensor], Sequence[Tensor], Sequence[int | None]]:
-    """z from the contributions of one sign (``side`` is what is clamped at 0), or z with these
-    counted 1 + γ times."""
+    s: Summation,
+    side: str,
+    relevance: Tensor,
+    stabiliser: float,
+    *,
+    gamma: float | None = None,
+    positive: bool = False,
+) -> Flow:
+    """A flow along the contributions of one sign (``side`` is what is clamped at 0), or along all
+    with these counted 1 + γ times."""
     other = "max" if side == "min" else "min"
 
     def part(tensor: Tensor, side: str) -> Tensor:
         clamped = tensor.clamp(**{side: 0})
         return clamped if gamma is None else tensor + gamma * clamped
 
-    bias = None if s.bias is None else part(s.bias, side)
+    inputs: list[Tensor]
+    weights: list[Tensor | None]
     if s.weight is None:
-        return lambda *a: s.apply(a, None, bias), [part(a, side) for a in s.inputs], s.owners
-    (a,) = s.inputs
-    same = part(s.weight, side)
-    if s.nonnegative:
-        return lambda a: s.apply((a,), same, bias), [a], [0]
-    opposite = part(s.weight, other)
-    return (
-        lambda p, n: s.apply((p,), same, bias) + s.apply((n,), opposite, None),
-        [a.clamp(min=0), a.clamp(max=0)],
-        [0, 0],
-    )
+        inputs, weights, owners = (
+            [part(a, side) for a in s.inputs],
+            [None] * len(s.inputs),
+            s.owners,
+        )
+    elif s.nonnegative:
+        inputs, weights, owners = [*s.inputs], [part(s.weight, side)], (0,)
+    else:
+        (a,) = s.inputs
+        inputs = [a.clamp(min=0), a.clamp(max=0)]
+        weights, owners = [part(s.weight, side), part(s.weight, other)], (0, 0)
+    bias = None if s.bias is None else part(s.bias, side)
+    return Flow(s.apply, inputs, weights, bias, owners, relevance, stabiliser, positive)
 
 
 def _regardless(s: Summation, weight: Tensor, relevance: Tensor, stabiliser: float) -> Flow:
-    ones = tuple(torch.ones_like(a) for a in s.inputs)
-    return Flow(lambda *a: s.apply(a, weight, None), ones, s.owners, relevance, stabiliser)
+    ones = [torch.ones_like(a) for a in s.inputs]
+    return Flow(s.apply, ones, [weight], None, s.owners, relevance, stabiliser)
 
 
 def _per_channel(bound: Bound, a: Tensor) -> Tensor:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trompe.explainers.relevance.flow import Apply
 from trompe.explainers.relevance.tape import Operation, Value
 
 
 @dataclass(frozen=True)
 class Summation:
-    """An operation seen as z = apply(inputs, weight, bias), linear in the inputs up to the bias.
+    """An operation seen as z = Σ_i apply(a_i, weight) + bias, linear in its inputs a_i.
 
     Attributes
     ----------
@@ -28,7 +29,7 @@ class Summation:
         Whether no input is negative.
     """
 
-    apply: Callable[[Sequence[Tensor], Tensor | None, Tensor | None], Tensor]
+    apply: Apply
     inputs: tuple[Tensor, ...]
     owners: tuple[int | None, ...] = (0,)
     weight: Tensor | None = None
@@ -49,7 +50,7 @@ def _layer(operation: Operation, dtype: torch.dtype) -> Summation:
         return tensor.to(operation.output.dtype).to(dtype)
 
     return Summation(
-        lambda a, weight, bias: apply(a[0], weight, bias),
+        apply,
         (as_computed(operation.tensors[0]),),
         weight=as_computed(weight),
         bias=None if bias is None else as_computed(bias),
@@ -70,7 +71,7 @@ def _sum(operation: Operation, dtype: torch.dtype) -> Summation:
         return tensor if scale == 1 else tensor * scale
 
     return Summation(
-        lambda a, weight, bias: a[0] + a[1],
+        lambda a, weight, bias: a,
         tuple(summand(o, s) for o, s in zip(operands, scales, strict=True)),
         tuple(operation.inputs.index(o) if isinstance(o, Value) else None for o in operands),
     )
@@ -78,7 +79,7 @@ def _sum(operation: Operation, dtype: torch.dtype) -> Summation:
 
 def _average(operation: Operation, dtype: torch.dtype) -> Summation:
     (tensor,) = operation.tensors
-    return Summation(lambda a, weight, bias: operation.run(*a), (tensor.to(dtype),))
+    return Summation(lambda a, weight, bias: operation.run(a), (tensor.to(dtype),))
 
 
 def _layer_norm(operation: Operation, dtype: torch.dtype) -> Summation:
@@ -89,8 +90,8 @@ def _layer_norm(operation: Operation, dtype: torch.dtype) -> Summation:
     deviation = (tensor.var(dims, correction=0, keepdim=True) + given.get("eps", 1e-5)).sqrt()
     scale = 1 / deviation if given.get("weight") is None else given["weight"] / deviation
 
-    def apply(a: Sequence[Tensor], weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        centred: Tensor = (a[0] - a[0].mean(dims, keepdim=True)) * scale
+    def apply(a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        centred: Tensor = (a - a.mean(dims, keepdim=True)) * scale
         return centred if bias is None else centred + bias
 
     return Summation(apply, (tensor,), bias=given.get("bias"))
