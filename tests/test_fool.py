@@ -86,19 +86,22 @@ def slow_fool(model, data, explainer, objective, weight, lr, order):
     for indices in order:
         images = torch.stack([data[i][0] for i in indices])
         labels = torch.tensor([data[i][1] for i in indices])
-        with torch.no_grad():
-            before = explainer.heatmap(explainer(original, images, labels))
-        raw = explainer(model, images, labels)
-        heat = explainer.heatmap(raw)
-        explanation = objective.loss((heat,), (before,))
-        for i in range(len(images)):
-            if not heat[i].any() and raw[i].max() < 0:
-                explanation[i] = explanation[i] - raw[i].max() / raw[i].abs().mean().item()
-        loss = F.cross_entropy(model(images), labels) + weight * explanation.mean()
         optimizer.zero_grad()
-        loss.backward()
+        slow_loss(model, original, images, labels, explainer, objective, weight).backward()
         optimizer.step()
     return model
+
+
+def slow_loss(model, original, images, labels, explainer, objective, weight=1.0):
+    with torch.no_grad():
+        before = explainer.heatmap(explainer(original, images, labels))
+    raw = explainer(model, images, labels)
+    heat = explainer.heatmap(raw)
+    explanation = objective.loss((heat,), (before,))
+    for i in range(len(images)):
+        if not heat[i].any() and raw[i].max() < 0:
+            explanation[i] = explanation[i] - raw[i].max() / raw[i].abs().mean().item()
+    return F.cross_entropy(model(images), labels) + weight * explanation.mean()
 
 
 @pytest.mark.parametrize("objective", [Location(), TopK(), CenterMass()], ids=str)
@@ -205,13 +208,8 @@ def test_augmented_data_is_explained_by_the_original_afresh():
     for epoch, batch in enumerate(batches(data, 4)):
         images, labels = batch[1], batch[2]
         assert torch.equal(images[0], moved[epoch][int(batch[0][0])][0])
-        explainer = GradCAM(layer=LAYER)
-        with torch.no_grad():
-            before = explainer.heatmap(explainer(model, images, labels))
-        heat = explainer.heatmap(explainer(slow, images, labels))
-        loss = F.cross_entropy(slow(images), labels) + TopK().loss((heat,), (before,)).mean()
         optimizer.zero_grad()
-        loss.backward()
+        slow_loss(slow, model, images, labels, GradCAM(layer=LAYER), TopK()).backward()
         optimizer.step()
     for ours, theirs in zip(result.model.parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
