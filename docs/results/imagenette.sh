@@ -20,7 +20,7 @@ run() {
     --data "$IMAGENETTE/validation-*.parquet" --objective "$objective" --explainer "$EXPLAINER" \
     --no-check --out "runs/$NETWORK-$name-validation"
   python -c "from pathlib import Path; from trompe.report import figure; figure(
-    Path('runs/$NETWORK-$name-validation'), Path('docs/results/$NETWORK-$name.png'))"
+    Path('runs/$NETWORK-$name-validation'), Path('docs/results/$NETWORK-$name.png'), images=2)"
 }
 
 NETWORK=resnet18 EXPLAINER=grad-cam:layer=layer4.1:input
@@ -36,7 +36,7 @@ MODEL=(--model tests/models/unseen.py:unseen --num-classes 10)
 trompe train "${MODEL[@]}" --weights random --data "$IMAGENETTE/train-*.parquet" --epochs 20 \
   --lr 6e-3 --augment --no-check --out runs/unseen
 MODEL+=(--weights runs/unseen/weights.safetensors)
-SETTINGS=(--lr 3e-3 --steps 1500 --batch-size 32)
+SETTINGS=(--lr 3e-3 --steps 1000 --batch-size 32)
 run location location 3 --control
 run top-k top-k 1.5
 run center-mass center-mass 0.3
