@@ -83,10 +83,10 @@ class Flow:
             z = z + self.apply(a, w, None)
         return z
 
-    def stabilised(self, z: Tensor) -> Tensor:
-        """z, kept from 0."""
+    def stabilised(self, z: Tensor, *, reuse: bool = False) -> Tensor:
+        """z, kept from 0; may take z's memory if ``reuse``."""
         if self.positive:
-            return z + self.stabiliser
+            return z.add_(self.stabiliser) if reuse else z + self.stabiliser
         return stabilise(z, self.stabiliser)
 
 
@@ -112,7 +112,7 @@ class _Shares(torch.autograd.Function):
             ]
             bias = None if bias is None else bias.detach().requires_grad_(of_bias)
             z = flow.z(inputs, weights, bias)
-        stabilised = flow.stabilised(z.detach())
+        stabilised = flow.stabilised(z.detach(), reuse=not differentiable)
         share = torch.div(relevance, stabilised, out=None if differentiable else stabilised)
         gradients = torch.autograd.grad(z, inputs, share, retain_graph=differentiable)
         for a, needed in zip(inputs, of_operands, strict=False):
@@ -143,7 +143,8 @@ class _Shares(torch.autograd.Function):
         ]
         for i, needed in enumerate(ctx.needs_input_grad[3 + len(inputs) :]):
             if needed and _is_matrix(weights[i]):
-                to_weights[i] = _outer(to_z, inputs[i].detach(), _outer(share, scaled[i]))
+                left, right = torch.cat([share, to_z]), torch.cat([scaled[i], inputs[i].detach()])
+                to_weights[i] = left.flatten(0, -2).T @ right.flatten(0, -2)
             elif needed:
                 to_weights[i] = to_weights[i] + to_operands[len(inputs) + i]
         return None, to_relevance, to_bias, *to_inputs, *to_weights
@@ -152,11 +153,6 @@ class _Shares(torch.autograd.Function):
 def _is_matrix(weight: Tensor) -> bool:
     """Whether the layer is linear, with a weight so large that each copy of its gradient counts."""
     return weight.dim() == 2
-
-
-def _outer(arrived: Tensor, a: Tensor, sum: Tensor | None = None) -> Tensor:
-    left, right = arrived.flatten(0, -2).T, a.flatten(0, -2)
-    return left @ right if sum is None else sum.addmm_(left, right)
 
 
 def _gradients(z: Tensor, leaves: Sequence[Tensor | None], arrived: Tensor) -> list[Any]:
