@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from trompe.errors import TrompeError
-from trompe.explainers.relevance.operations import RULES, OperationRule
+from trompe.explainers.relevance.operations import KINDS, RULES, OperationRule
 from trompe.explainers.relevance.rules import (
     AlphaBeta,
     Box,
@@ -26,8 +26,6 @@ from trompe.explainers.relevance.rules import (
 )
 from trompe.explainers.relevance.tape import Operation
 from trompe.specs import check_name
-
-KINDS = ("linear", "convolution", "sum", "average-pool", "layer-norm")
 
 RULE_NAMES: dict[str, Callable[..., Rule]] = {
     **{rule.name: rule for rule in (Epsilon, AlphaBeta, Gamma, Flat, WSquare, Box, Pass)},
@@ -67,7 +65,7 @@ class Choice:
     def __post_init__(self) -> None:
         if self.kind is None:
             return
-        check_name("kind of operation", self.kind, KINDS)
+        check_name("kind of operation", self.kind, dict.fromkeys(KINDS.values()))
         if self.kind not in self.rule.kinds:
             raise TrompeError(
                 f"'{self.rule.name}' is no rule for the kind '{self.kind}'; it is made for "

@@ -69,11 +69,12 @@ def conservation(
             }
         )
 
+    explainer = explainer.resolve(model, images[:1])
     logits, arrived = explainer.trace(model, images, classes, observe)
     nothing = torch.zeros_like(logits)
     rows.append(
         {
-            "layer": str(explainer.resolve(model, images[:1]).layer),
+            "layer": explainer.layer,
             "operation": "",
             "rule": "",
             "received": _total(arrived),
