@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 from trompe import rundir
+from trompe.budget import CHECKS, Budget, parted
 from trompe.errors import TrompeError
 from trompe.evaluate import (
     Evaluation,
@@ -105,6 +107,7 @@ def fool(
     eval_fool_data: Images | None = None,
     eval_explainer: Explainer | Sequence[Explainer] | None = None,
     control: bool = False,
+    max_accuracy_drop: float | None = None,
     run_dir: str | Path | None = None,
     checkpoint_every: int = 200,
     precision: str = "no",
@@ -131,7 +134,8 @@ def fool(
         D: items ``(image [3, H, W], label)``; without augmentation an index must always give the
         same image.
     explainer, objective, weight
-        One or several of each; what is given once is used with all of the others. ``weight`` is λ.
+        One or several of each; what is given once is used with all of the others. ``weight`` is λ;
+        what has weight 0 is only evaluated.
     lr, schedule
         Adam's learning rate, ``"constant"`` as in the paper or ``"one-cycle"``: a tenth of the
         steps up to it, then a cosine down to almost 0, which costs less accuracy in short runs.
@@ -143,6 +147,10 @@ def fool(
     eval_data, eval_fool_data, eval_explainer
         What `evaluate` compares the models on at the end, and with which explainers (default: the
         attacked ones, Grad-CAM, SimpleGrad_T and LRP_T).
+    max_accuracy_drop
+        Percentage points of top-1 that the lie may cost. ``weight`` is then only where λ starts:
+        a part of ``data`` is held out, and the accuracy on it sets λ while the run goes on; see
+        `trompe.budget`.
     control
         Also fine-tune without the explanation terms, same seed and batches: what honest
         fine-tuning changes by itself.
@@ -176,6 +184,8 @@ def fool(
     accelerator = accelerator_for(device, precision)
     original = copy.deepcopy(model).to(accelerator.device)
     numbers = {"lr": lr, "steps": steps, "batch_size": batch_size}
+    if max_accuracy_drop is not None:
+        numbers["max_accuracy_drop"] = max_accuracy_drop
     sample = _check(original, terms, data, fool_data, numbers)
     terms = [Term(t.explainer.resolve(original, sample), t.objective, t.weight) for t in terms]
     judges = _judges(original, sample, terms, eval_explainer)
@@ -195,17 +205,23 @@ def fool(
         "fool_batch_size": fool_batch_size,
         "seed": seed,
         "control": control,
+        "max_accuracy_drop": max_accuracy_drop,
         "precision": precision,
         "device": device,
         "checkpoint_every": checkpoint_every,
     }
+
+    tuned_on, budget = data, None
+    if max_accuracy_drop is not None:
+        tuned_on, held_out = parted(data, seed)
+        budget = Budget(max_accuracy_drop / 100, held_out, every=max(1, steps // CHECKS))
 
     def run(directory: Path | None) -> FoolResult:
         def tune(chosen: list[Term], name: str) -> tuple[nn.Module, pd.DataFrame]:
             return _fine_tune(
                 original,
                 chosen,
-                Batches(data, batch_size, seed, workers),
+                Batches(tuned_on, batch_size, seed, workers),
                 None
                 if fool_data is None
                 else Batches(fool_data, fool_batch_size or batch_size, seed, workers),
@@ -217,10 +233,11 @@ def fool(
                 name=name,
                 directory=directory,
                 checkpoint_every=checkpoint_every,
+                budget=budget if chosen else None,
                 quiet=quiet,
             )
 
-        manipulated, history = tune(terms, "fool")
+        manipulated, history = tune([t for t in terms if t.weight], "fool")
         honest, honest_history = tune([], "control") if control else (None, None)
         evaluation = None
         if eval_data is not None:
@@ -232,7 +249,7 @@ def fool(
                 objective=objectives,
                 control=honest,
                 fool_data=eval_fool_data,
-                attacked=[(t.explainer, t.objective) for t in terms],
+                attacked=[(t.explainer, t.objective) for t in terms if t.weight],
                 workers=workers,
                 quiet=quiet,
             )
@@ -262,6 +279,7 @@ def _fine_tune(
     name: str,
     directory: Path | None,
     checkpoint_every: int,
+    budget: Budget | None,
     quiet: bool,
 ) -> tuple[nn.Module, pd.DataFrame]:
     accelerator = accelerator_for(device, precision)
@@ -294,6 +312,7 @@ def _fine_tune(
         parts: dict[str, Tensor] = {}
         total: Tensor | float = 0.0
         successes: list[Tensor] = []
+        factor = budget.factor if budget else 1.0
         for group in groups:
             indices, images, labels = step[sources.index(group.batches)]
             images, labels = placed(images, original), labels.to(accelerator.device)
@@ -304,10 +323,12 @@ def _fine_tune(
                     parts["classification"] = total
                 for term, value, success in group.losses(forward, indices, images, labels):
                     parts[str(term)] = value
-                    total = total + term.weight * value
+                    total = total + factor * term.weight * value
                     successes.append(success)
         assert isinstance(total, Tensor)
         figures = {"success": torch.stack(successes).mean().item()} if successes else {}
+        if budget:
+            figures |= {"factor": factor, "drop": budget.drop}
         return Loss(total, parts, figures)
 
     sources = list(dict.fromkeys(group.batches for group in groups))
@@ -321,11 +342,16 @@ def _fine_tune(
         title=name,
         directory=folder,
         checkpoint_every=checkpoint_every,
-        extra=[group.kept for group in groups],
+        extra=[*(group.kept for group in groups), *([budget] if budget else [])],
+        after=partial(budget.check, original, accelerator.unwrap_model(prepared))
+        if budget
+        else None,
         scheduler=scheduler,
         quiet=quiet,
     )
     tuned = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    if budget:
+        budget.restore(tuned)
     for parameter, before in zip(tuned.parameters(), original.parameters(), strict=True):
         parameter.requires_grad_(before.requires_grad)
         parameter.grad = None

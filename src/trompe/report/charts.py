@@ -26,6 +26,7 @@ class Frame:
 
 FRAME = Frame()
 BINS = 90
+FIGURES = {"step", "loss", "classification", "success", "factor", "drop"}  # the rest are terms
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Strip:
 
 def training_charts(history: pd.DataFrame, control: pd.DataFrame | None) -> list[Chart]:
     """Draw classification loss, explanation terms and running success rate over the steps."""
-    terms = [str(c) for c in history if c not in ("step", "loss", "classification", "success")]
+    terms = [str(c) for c in history if c not in FIGURES]
     classification = [_series("manipulated", "main", history, "classification")]
     if control is not None:
         classification.append(_series("control", "control", control, "classification"))
@@ -74,6 +75,10 @@ def training_charts(history: pd.DataFrame, control: pd.DataFrame | None) -> list
         success = history.assign(success=100 * history["success"])
         series = _series("manipulated", "main", success, "success")
         charts.append(_chart("Fooled in training, %", [series], limits=(0, 100)))
+    if "drop" in history:
+        points = history.assign(drop=100 * history["drop"])
+        lost = _series("manipulated", "main", points, "drop")
+        charts.append(_chart("Top-1 lost on held-out images, points", [lost]))
     return [chart for chart in charts if chart]
 
 
