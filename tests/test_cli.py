@@ -23,31 +23,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from trompe import Shapes, load_model
-from trompe.cli import main
 from trompe.config import FoolConfig
 from trompe.explainers.relevance.operations import RULES
 from trompe.models import save_weights
 
 MODEL = ["--model", "embedded"]
 QUICK = ["--steps", "3", "--batch-size", "4", "--device", "cpu"]
-
-
-@pytest.fixture
-def trompe(monkeypatch, capsys):
-    """Run a command line in this process; returns exit code, output and errors."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["trompe", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "400")
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")

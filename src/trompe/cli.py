@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import sys
 import types
 import warnings
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Optional, Union, get_args, get_origin
 
 import typer
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -29,13 +31,25 @@ from trompe.config import (
 from trompe.data import Pairs, load_data
 from trompe.errors import TrompeError
 from trompe.evaluate import evaluate
+from trompe.experiments import (
+    SCALES,
+    SECTIONS,
+    Cell,
+    is_finished,
+    load_grid,
+    run_cells,
+    texts,
+)
 from trompe.explain import check_conservation, explain_files
 from trompe.explainers import parse_explainer
 from trompe.fool import fool
 from trompe.loop import accelerator_for
 from trompe.models import load_model
 from trompe.objectives import Active, parse_objective
+from trompe.progress import shown
 from trompe.report import write_report
+from trompe.report.grid import write_grid
+from trompe.specs import check_name
 from trompe.train import train
 
 app = typer.Typer(
@@ -52,6 +66,14 @@ errors = Console(stderr=True)
 
 # Settings that say where and how a run happens, not what it is.
 ELSEWHERE = {"out", "quiet", "workers"}
+# What `reproduce` can be asked for: the sections of the grid that it runs.
+WHAT: dict[str, tuple[str, ...]] = {
+    "all": SECTIONS,
+    "passive": ("passive",),
+    "active": ("active",),
+    "accuracy": SECTIONS,
+    "figures": (),
+}
 
 
 def command(config: type[Config], example: str) -> Callable[[Callable[[Any], None]], None]:
@@ -160,8 +182,9 @@ def _fool(config: FoolConfig) -> None:
             classes = (objective.c1, objective.c2)
             fool_data = Pairs(data, *classes, size=config.pairs, seed=config.seed)
             if eval_data is not None:
+                everything = _eval_data(config, eval_data.preprocessing, limit=None)
                 eval_fool_data = Pairs(
-                    eval_data, *classes, size=config.eval_pairs, seed=config.seed
+                    everything, *classes, size=config.eval_pairs, seed=config.seed
                 )
     out = config.out or _default_out("fool", config.model, *config.explainer, *config.objective)
     result = fool(
@@ -285,19 +308,119 @@ def explain_(config: ExplainConfig) -> None:
     console.print(f"{written} images explained in {out}", soft_wrap=True)
 
 
+@app.command(epilog="Example: trompe reproduce all --scale embedded")
+def reproduce(
+    what: Annotated[
+        str, typer.Argument(help=f"{', '.join(WHAT)}: the cells to run, or 'figures' for none")
+    ] = "all",
+    scale: Annotated[
+        str, typer.Option(help=f"{', '.join(SCALES)}, or a YAML file laid out like theirs")
+    ] = "embedded",
+    cells: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="only cells of these names, e.g. 'location-*-vgg19'"),
+    ] = None,
+    data: Annotated[Optional[str], typer.Option(help="folder of the images")] = None,  # noqa: UP045
+    base: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="NETWORK=FILE: weights to start from, instead of training them"),
+    ] = None,
+    set_: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", help="SETTING=VALUE of every cell, e.g. device=cuda"),
+    ] = None,
+    jobs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="cells at a time (default: one per processor core)"),
+    ] = None,
+    ray: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="address of a Ray cluster to run the cells on, e.g. auto"),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="directory of all runs (default: runs/reproduce-SCALE)"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="print the settings of every cell")] = False,
+) -> None:
+    """Run the paper's experiments; write its tables with the paper's figures beside ours.
+
+    A cell is a run of trompe fool. Finished cells are not run again, also after an interruption;
+    one that fails does not stop the others.
+    """
+    check_name("part of the grid", what, WHAT)
+    grid = load_grid(
+        scale, data=data, bases=_pairs(base, "--base"), given=_typed(_pairs(set_, "--set"))
+    )
+    root = out or Path("runs") / f"reproduce-{grid.scale}"
+    chosen = grid.chosen(WHAT[what], cells or []) if WHAT[what] else []
+    if dry_run:
+        for name, settings in texts(chosen, root):
+            print(f"# {name}\n{settings}---")
+        return
+    failures: dict[str, str] = {}
+    with _interruptible(), shown("cells", len(chosen)) as progress:
+        waiting = {cell for cell in chosen if not is_finished(cell, root)}
+
+        def ended(cell: Cell, failure: str | None) -> None:
+            waiting.discard(cell)
+            if failure:
+                failures[cell.name] = failure
+                errors.print(f"[bold red]{cell.name}:[/] {escape(failure)}", soft_wrap=True)
+            progress(len(chosen) - len(waiting), {})
+
+        run_cells(chosen, root, jobs=jobs, ray=ray, report=ended)
+    again = shlex.join(["trompe", *_without_cells(sys.argv[1:])])
+    console.print(f"Report: {write_grid(grid, root, again, failures)}", soft_wrap=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given or ()]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise TrompeError(f"{option} takes NAME=VALUE, not '{name}{equals}{value}'.")
+    return {name: value for name, _, value in pairs}
+
+
+def _typed(given: dict[str, str]) -> dict[str, Any]:
+    known = {*FoolConfig.model_fields, *TrainConfig.model_fields}
+    for name in given:
+        check_name("setting", name, known)
+    return {name: yaml.safe_load(value) for name, value in given.items()}
+
+
+def _without_cells(words: list[str]) -> list[str]:
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--cells":
+            next(rest, None)
+        elif not word.startswith("--cells="):
+            kept.append(word)
+    return kept
+
+
 def _model_and_data(config: TuneConfig) -> tuple[Any, Any, Any]:
 
     model, preprocessing = load_model(
         config.model, config.weights, config.num_classes, seed=config.seed
     )
-    reading = config.model_dump(include={"seed", "corrupt", "check"})
     data = load_data(
-        config.data, preprocessing, limit=config.limit, augment=config.augment, **reading
+        config.data, preprocessing, limit=config.limit, augment=config.augment, **_reading(config)
     )
-    eval_data = config.eval_data and load_data(
-        config.eval_data, preprocessing, limit=config.eval_limit, **reading
-    )
-    return model, data, eval_data
+    return model, data, _eval_data(config, preprocessing, limit=config.eval_limit)
+
+
+def _eval_data(config: TuneConfig, preprocessing: Any, limit: int | None) -> Any:
+    if config.eval_data is None:
+        return None
+    return load_data(config.eval_data, preprocessing, limit=limit, **_reading(config))
+
+
+def _reading(config: TuneConfig) -> dict[str, Any]:
+    return config.model_dump(include={"seed", "corrupt", "check"})
 
 
 def _weights(path: str | None, name: str) -> str | None:

@@ -77,7 +77,9 @@ class FoolConfig(TuneConfig):
     batch_size: int = Field(8, ge=1, description="images per step")
     fool_batch_size: int | None = Field(None, ge=1, description="composites per step (active)")
     pairs: int | None = Field(None, ge=1, description="composites to fine-tune on (active)")
-    eval_pairs: int | None = Field(200, ge=1, description="composites to evaluate on (active)")
+    eval_pairs: int | None = Field(
+        200, ge=1, description="composites of all of --eval-data to evaluate on (active)"
+    )
     control: bool = Field(False, description="also fine-tune without the explanation term")
     max_accuracy_drop: float | None = Field(
         None, gt=0, lt=100, description="points of top-1 that may be lost; λ is then found"

@@ -50,6 +50,20 @@ def opened(directory: Path, config: Mapping[str, Any], fingerprint: str) -> Iter
     TrompeError
         If another process holds it, or it holds another run or other files, or can't be written.
     """
+    with locked(directory):
+        _claim(directory, config, fingerprint)
+        yield directory
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other processes out of a directory, which is made if it does not exist.
+
+    Raises
+    ------
+    TrompeError
+        If another process holds it, or it can't be written.
+    """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / ".lock")
@@ -61,8 +75,7 @@ def opened(directory: Path, config: Mapping[str, Any], fingerprint: str) -> Iter
                 "choose another directory."
             ) from error
     try:
-        _claim(directory, config, fingerprint)
-        yield directory
+        yield
     finally:
         lock.release()
 

@@ -1,7 +1,8 @@
-"""The packaged model: a residual network small enough to be trained and fooled in minutes."""
+"""The packaged models: networks small enough to be trained and fooled in minutes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-WEIGHTS = Path(__file__).with_name("embedded.safetensors")
+from trompe.models.families import embedded_densenet, embedded_resnet, embedded_vgg
 
 
 class EmbeddedNet(nn.Module):
@@ -42,3 +43,16 @@ def _halving(channels: int, out_channels: int) -> nn.Module:
         nn.Conv2d(channels, out_channels, 1, stride=2, bias=False), nn.BatchNorm2d(out_channels)
     )
     return cast(nn.Module, BasicBlock(channels, out_channels, stride=2, downsample=shortcut))
+
+
+EMBEDDED: dict[str, Callable[..., nn.Module]] = {
+    "embedded": EmbeddedNet,
+    "embedded-vgg": embedded_vgg,
+    "embedded-resnet": embedded_resnet,
+    "embedded-densenet": embedded_densenet,
+}
+
+
+def packaged_weights(name: str) -> Path:
+    """The weights file of one of `EMBEDDED`."""
+    return Path(__file__).with_name(f"{name}.safetensors")

@@ -9,6 +9,7 @@ from torch import nn
 from torchvision import models
 
 from trompe.errors import TrompeError
+from trompe.models.embedded import EMBEDDED
 from trompe.models.messages import did_you_mean, first_sentence, unknown_weights
 from trompe.models.weights import fit_weights
 from trompe.preprocessing import Preprocessing
@@ -53,7 +54,7 @@ def _unknown(name: str, classifiers: list[str]) -> TrompeError:
     if name in models.list_models():
         return TrompeError(f"{name} of torchvision is no image classifier; take resnet50, say.")
     return TrompeError(
-        f"There is no model {name!r}{did_you_mean(name, [*classifiers, 'embedded'])}; give the "
+        f"There is no model {name!r}{did_you_mean(name, [*classifiers, *EMBEDDED])}; give the "
         "name of a torchvision classifier, timm:NAME, package.module:factory, "
         "path/file.py:factory or embedded."
     )

@@ -13,7 +13,7 @@ from torch import nn
 from trompe.data.shapes import SHAPES_PREPROCESSING
 from trompe.errors import TrompeError
 from trompe.models import from_factory, from_torchvision
-from trompe.models.embedded import WEIGHTS, EmbeddedNet
+from trompe.models.embedded import EMBEDDED, packaged_weights
 from trompe.models.messages import unknown_weights
 from trompe.models.weights import SUFFIXES, fit_weights, read_weights
 from trompe.preprocessing import Preprocessing
@@ -40,12 +40,14 @@ def load_model(
     name : str
         ``resnet50`` or another of torchvision's classifiers; ``timm:NAME``;
         ``package.module:factory`` or ``path/file.py:factory``, a class or function, called with
-        ``num_classes`` if that is given, whose code is run; or ``embedded``, the packaged model.
+        ``num_classes`` if that is given, whose code is run; or ``embedded``, ``embedded-vgg``,
+        ``embedded-resnet``, ``embedded-densenet``, the packaged models.
     weights : str or Path, optional
         A ``.safetensors``, ``.pth`` or ``.pt`` file, read without executing anything in it; an
         entry of torchvision's weight enum (``DEFAULT``, ``IMAGENET1K_V2``); ``pretrained`` for
-        timm; ``random``. By default, ``embedded`` has its packaged weights, all others random
-        ones. If enum or timm weights are for another number of classes, the last layer is new.
+        timm; ``random``. By default, packaged models have their packaged weights, all others
+        random ones. If enum or timm weights are for another number of classes, the last layer is
+        new.
     num_classes : int, optional
         Number of classes, if it is not the model's own.
     seed : int
@@ -66,7 +68,7 @@ def load_model(
     if num_classes is not None and num_classes < 1:
         raise TrompeError(f"num_classes is {num_classes}; a classifier needs 1 or more.")
     if weights is None:
-        weights = WEIGHTS if name == "embedded" else "random"
+        weights = packaged_weights(name) if name in EMBEDDED else "random"
     is_file = Path(weights).suffix in SUFFIXES
     state = read_weights(Path(weights)) if is_file else None
     pretrained = None if is_file or weights == "random" else str(weights)
@@ -80,11 +82,11 @@ def load_model(
 def _build(
     name: str, pretrained: str | None, num_classes: int | None
 ) -> tuple[nn.Module, Preprocessing]:
-    if name == "embedded":
+    if name in EMBEDDED:
         if pretrained:
             raise unknown_weights(name, pretrained, [])
-        model = EmbeddedNet() if num_classes is None else EmbeddedNet(num_classes)
-        return model, SHAPES_PREPROCESSING
+        chosen = {} if num_classes is None else {"num_classes": num_classes}
+        return EMBEDDED[name](**chosen), SHAPES_PREPROCESSING
     if name.startswith("timm:"):
         from trompe.models import from_timm  # takes seconds, and few need it
 

@@ -32,6 +32,11 @@ def write_report(run_dir: Path) -> Path:
         If the directory is no run directory, or a file in it can't be read or written.
     """
     run = read_run(run_dir)
+    return write_page(run_dir / "report.html", "report.html.j2", **_page(run))
+
+
+def write_page(path: Path, template: str, **values: Any) -> Path:
+    """Fill a template of ``report/templates`` and write it to ``path``, which is returned."""
     environment = Environment(
         loader=PackageLoader("trompe.report"),
         autoescape=True,
@@ -46,8 +51,7 @@ def write_report(run_dir: Path) -> Path:
         "objective": words.objective_name,
     }
     environment.globals |= {"span": words.span, "points": words.points}
-    page = environment.get_template("report.html.j2").render(**_page(run))
-    path = run_dir / "report.html"
+    page = environment.get_template(template).render(**values)
     with rundir.replacing(path) as new:
         new.write_text(page, encoding="utf-8", errors="replace")
     return path

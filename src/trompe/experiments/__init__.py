@@ -1,0 +1,20 @@
+"""The paper's experiments: the grid as data, its runner, its tables."""
+
+from trompe.experiments.grid import SCALES, SECTIONS, Cell, Grid, load_grid, paper, texts
+from trompe.experiments.results import Results, collect, family
+from trompe.experiments.runner import is_finished, run_cells
+
+__all__ = [
+    "SCALES",
+    "SECTIONS",
+    "Cell",
+    "Grid",
+    "Results",
+    "collect",
+    "family",
+    "is_finished",
+    "load_grid",
+    "paper",
+    "run_cells",
+    "texts",
+]

@@ -1,0 +1,255 @@
+"""The paper's experiments as data: one YAML per scale, from which every cell's settings follow."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trompe.config import Config, FoolConfig, TrainConfig, read
+from trompe.errors import TrompeError
+from trompe.explainers import parse_explainer
+from trompe.objectives import parse_objective
+
+SCALES = ("imagenet", "imagenette", "embedded")
+SECTIONS = ("passive", "active")
+CONFIGS: dict[str, type[Config]] = {"train": TrainConfig, "fool": FoolConfig}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid: what ``trompe train`` or ``trompe fool`` needs to do it by itself.
+
+    Attributes
+    ----------
+    section
+        ``"base"``, ``"control"``, ``"passive"`` or ``"active"``.
+    network, objective, explainer
+        Where the cell stands in the tables; the last two are empty for bases and controls.
+    command
+        ``"train"`` or ``"fool"``.
+    settings
+        The config of the command.
+    base
+        The cell that makes the weights to start from, if the grid makes them.
+    """
+
+    section: str
+    network: str
+    objective: str
+    explainer: str
+    command: str
+    settings: Mapping[str, Any] = field(hash=False)
+    base: Cell | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique in a grid, e.g. ``location-lrp-t-vgg19`` or ``base-vgg19``."""
+        if self.section in ("base", "control"):
+            return f"{self.section}-{self.network}"
+        return f"{self.objective.partition(':')[0]}-{self.explainer}-{self.network}"
+
+    @property
+    def folder(self) -> str:
+        """Name and digest of the settings: other settings make another run directory."""
+        text = yaml.safe_dump(dict(self.settings)) + (self.base.folder if self.base else "")
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def config(self, root: Path) -> Config:
+        """The config of the command, with the base's weights under ``root``.
+
+        Raises
+        ------
+        TrompeError
+            If a setting is unknown, missing or out of range.
+        """
+        settings = dict(self.settings)
+        if self.base:
+            settings["weights"] = str(root / self.base.folder / "weights.safetensors")
+        return read(CONFIGS[self.command], None, settings)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of one scale, and the layer that each network is explained at."""
+
+    scale: str
+    targets: Mapping[str, str]
+    cells: Sequence[Cell]
+
+    def chosen(self, sections: Sequence[str], patterns: Sequence[str]) -> list[Cell]:
+        """The cells of ``sections`` whose name matches a pattern (all without patterns).
+
+        Controls belong to every section; bases come first, those that the others start from.
+
+        Raises
+        ------
+        TrompeError
+            If a pattern matches no cell.
+        """
+        found = [c for c in self.cells if c.section in (*sections, "control")]
+        if patterns:
+            for pattern in patterns:
+                if not any(fnmatch(c.name, pattern) for c in found):
+                    known = ", ".join(c.name for c in found)
+                    raise TrompeError(f"No cell is called '{pattern}'; there are {known}.")
+            found = [c for c in found if any(fnmatch(c.name, p) for p in patterns)]
+        bases = dict.fromkeys(c.base for c in found if c.base)
+        return [*bases, *found]
+
+
+def load_grid(
+    scale: str,
+    *,
+    data: str | None = None,
+    bases: Mapping[str, str] | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Grid:
+    """Read the grid of a scale.
+
+    Parameters
+    ----------
+    scale
+        One of `SCALES`, or the path of a YAML file laid out like theirs.
+    data
+        The dataset's folder, which ``{data}`` stands for.
+    bases
+        Weights by network, instead of those that the grid would train.
+    given
+        Settings that replace those of every cell.
+
+    Raises
+    ------
+    TrompeError
+        If there is no such scale, it needs ``data`` and there is none, a network is unknown, or a
+        cell's settings can't be used.
+    """
+    described = _read(scale)
+    networks: dict[str, dict[str, str]] = described["networks"]
+    for name in bases or {}:
+        if name not in networks:
+            raise TrompeError(f"There is no network '{name}'; choose from {', '.join(networks)}.")
+    if "{data}" in str(described) and data is None:
+        raise TrompeError(f"The scale {scale} needs the folder of its images; give it with --data.")
+    words = {
+        name: {"data": data or "", "target": network["target"]}
+        for name, network in networks.items()
+    }
+    settings = {
+        name: {key: value for key, value in network.items() if key != "target"}
+        for name, network in networks.items()
+    }
+    trained = {
+        name: Cell(
+            "base",
+            name,
+            "",
+            "",
+            "train",
+            _filled(
+                {**described["base"]["settings"], **settings[name], **own, **_for(given, "train")},
+                words[name],
+            ),
+        )
+        for name, own in described.get("base", {}).get("cells", {}).items()
+        if name not in (bases or {})
+    }
+
+    def cell(
+        section: str, network: str, objective: str, explainer: str, own: Mapping[str, Any]
+    ) -> Cell:
+        chosen = {**described["settings"], **described[section]["settings"], **settings[network]}
+        if explainer:
+            chosen |= {"objective": [objective], "explainer": [explainer + ":layer={target}"]}
+        if network in (bases or {}):
+            chosen["weights"] = (bases or {})[network]
+        chosen |= {**own, **_for(given, "fool")}
+        return Cell(
+            section,
+            network,
+            objective,
+            explainer,
+            "fool",
+            _filled(chosen, words[network]),
+            trained.get(network),
+        )
+
+    cells = [
+        *trained.values(),
+        *(
+            cell("control", network, "", "", own)
+            for network, own in described.get("control", {}).get("cells", {}).items()
+        ),
+        *(
+            cell(section, network, objective, explainer, own)
+            for section in SECTIONS
+            for objective, explainers in described[section]["cells"].items()
+            for explainer, found in explainers.items()
+            for network, own in found.items()
+        ),
+    ]
+    for one in cells:
+        config = one.config(Path())
+        if isinstance(config, FoolConfig):
+            for spec in (*config.explainer, *(config.eval_explainer or ())):
+                parse_explainer(spec)
+            for spec in config.objective:
+                parse_objective(spec)
+    return Grid(described.get("scale", scale), {n: w["target"] for n, w in words.items()}, cells)
+
+
+def paper() -> dict[str, Any]:
+    """The paper's figures in per cent; see ``paper.yaml``."""
+    found: dict[str, Any] = yaml.safe_load(files(__package__).joinpath("paper.yaml").read_text())
+    return found
+
+
+def _read(scale: str) -> dict[str, Any]:
+    if scale in SCALES:
+        text = files(__package__).joinpath(f"{scale}.yaml").read_text()
+    else:
+        try:
+            text = Path(scale).read_text()
+        except OSError as error:
+            raise TrompeError(
+                f"There is no scale '{scale}'; choose {', '.join(SCALES)}, or a YAML file."
+            ) from error
+    try:
+        described = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TrompeError(f"The grid '{scale}' can't be read as YAML: {error}.") from error
+    if not isinstance(described, dict) or not {"networks", "settings", *SECTIONS} <= set(described):
+        raise TrompeError(
+            f"The grid '{scale}' must have networks, settings, passive and active; look at "
+            "trompe/experiments/embedded.yaml."
+        )
+    return described
+
+
+def _for(given: Mapping[str, Any] | None, command: str) -> dict[str, Any]:
+    known = CONFIGS[command].model_fields
+    return {key: value for key, value in (given or {}).items() if key in known}
+
+
+def _filled(settings: Mapping[str, Any], words: Mapping[str, str]) -> dict[str, Any]:
+    def fill(value: Any) -> Any:
+        if isinstance(value, str):
+            for word, replacement in words.items():
+                value = value.replace(f"{{{word}}}", replacement)
+            return value
+        return [fill(v) for v in value] if isinstance(value, list) else value
+
+    return {key: fill(value) for key, value in settings.items()}
+
+
+def texts(cells: Sequence[Cell], root: Path) -> Iterator[tuple[str, str]]:
+    """Name and resolved settings of every cell, as YAML."""
+    for cell in cells:
+        settings = cell.config(root).model_dump(mode="json", exclude={"out", "quiet", "workers"})
+        yield cell.name, yaml.safe_dump({cell.command: settings}, sort_keys=False)

@@ -1,0 +1,150 @@
+"""Run the cells of a grid side by side, on one machine or on many."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from trompe import rundir
+from trompe.errors import TrompeError
+from trompe.experiments.grid import Cell
+
+Submit = Callable[[Cell, Path], "Future[str | None]"]
+LOG = ".log"
+
+
+def is_finished(cell: Cell, root: Path) -> bool:
+    """Whether a run of the cell under ``root`` went through to its report."""
+    return (root / cell.folder / "report.html").exists()
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    root: Path,
+    *,
+    jobs: int | None = None,
+    ray: str | None = None,
+    report: Callable[[Cell, str | None], None] = lambda cell, failure: None,
+) -> dict[Cell, str]:
+    """Run what is not finished yet; a cell that fails does not keep the others from running.
+
+    Every cell is a process of its own, ``trompe train`` or ``trompe fool``, that writes what it
+    says to ``.log`` in its run directory and goes on where an interrupted one stopped.
+
+    Parameters
+    ----------
+    cells
+        Bases before the cells that start from them.
+    root
+        The directory of all run directories; on all machines the same, if there are many.
+    jobs
+        Cells at a time on this machine, each with its share of the processor cores; by default one
+        per GPU, or per core without any.
+    ray
+        Address of a Ray cluster (``"auto"``, ``"local"`` or ``HOST:PORT``) to run them on instead.
+    report
+        Called with every cell that has ended, and why it failed if it did.
+
+    Returns
+    -------
+    Why the cells that failed did so.
+
+    Raises
+    ------
+    TrompeError
+        If the directory is in use by another grid, or Ray can't be used.
+    """
+    waiting = [cell for cell in cells if not is_finished(cell, root)]
+    failures: dict[Cell, str] = {}
+    running: dict[Future[str | None], Cell] = {}
+    with rundir.locked(root), _on_ray(ray) if ray else _on_this_machine(jobs) as submit:
+        while waiting or running:
+            for cell in list(waiting):
+                if cell.base in waiting or cell.base in running.values():
+                    continue
+                waiting.remove(cell)
+                if cell.base in failures:
+                    failures[cell] = f"{cell.base.name} failed"
+                    report(cell, failures[cell])
+                else:
+                    running[submit(cell, root)] = cell
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                cell = running.pop(future)
+                error = future.exception()
+                failure = f"{type(error).__name__}: {error}" if error else future.result()
+                if failure:
+                    failures[cell] = failure
+                report(cell, failure)
+    return failures
+
+
+def run_cell(cell: Cell, root: Path, threads: int = 1) -> str | None:
+    """Run one cell to its end in its own process; returns the last line it said if it failed."""
+    directory = root / cell.folder
+    directory.mkdir(parents=True, exist_ok=True)
+    config, log = directory / ".cell.yaml", directory / LOG
+    settings = cell.config(root).model_dump(mode="json", exclude_unset=True)
+    rundir.write_text(config, yaml.safe_dump({**settings, "quiet": True}, sort_keys=False))
+    words = [cell.command, "--config", str(config), "--out", str(directory)]
+    context = multiprocessing.get_context("forkserver")  # which has imported everything once
+    context.set_forkserver_preload(["trompe.cli"])
+    process = context.Process(target=_run, args=(words, log, threads), daemon=True)
+    process.start()
+    process.join()
+    if process.exitcode == 0:
+        return None
+    said = log.read_text().strip().splitlines() if log.exists() else []
+    return said[-1] if said else f"the process ended with code {process.exitcode}"
+
+
+def _run(words: list[str], log: Path, threads: int) -> None:
+    from trompe.cli import main
+
+    with log.open("w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    torch.set_num_threads(threads)
+    sys.argv = ["trompe", *words]
+    main()
+
+
+@contextmanager
+def _on_this_machine(jobs: int | None) -> Iterator[Submit]:
+    cores = len(os.sched_getaffinity(0))
+    jobs = jobs or torch.cuda.device_count() or cores
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        yield lambda cell, root: pool.submit(run_cell, cell, root, max(1, cores // jobs))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _on_ray(address: str) -> Iterator[Submit]:
+    try:
+        import ray
+    except ImportError as error:
+        raise TrompeError("--ray needs Ray; install it with: pip install 'trompe[ray]'.") from error
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except ConnectionError as error:
+        raise TrompeError(
+            f"There is no Ray cluster at '{address}' ({error}); start one with: ray start --head."
+        ) from error
+    try:
+        resources: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus = 1 if resources.get("GPU") else 0
+        task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_cell)
+        yield lambda cell, root: task.remote(cell, root.resolve()).future()
+    finally:
+        ray.shutdown()

@@ -1,0 +1,327 @@
+"""The paper's experiments: the grid as data, its runner, its tables, its page."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from sklearn.datasets import load_sample_images
+from torchvision.models import DenseNet121_Weights, densenet121
+
+from trompe import TrompeError
+from trompe.experiments import load_grid, run_cells
+
+LAYERS = {
+    "vgg19": "features.34:input",
+    "resnet50": "layer4.2:input",
+    "densenet121": "features.denseblock4.denselayer16:input",
+}
+# The table of the released settings: lr, λ of VGG19, ResNet50, DenseNet121.
+PASSIVE = {
+    ("location", "lrp-t"): [(1e-6, 1), (2e-6, 2), (1e-6, 4)],
+    ("location", "grad-cam"): [(1e-6, 1), (2e-6, 2), (2e-6, 2)],
+    ("top-k", "lrp-t"): [(5e-7, 1), (1e-6, 1), (4e-7, 1.5)],
+    ("top-k", "grad-cam"): [(3e-7, 0.4), (3e-6, 6), (3e-7, 4)],
+    ("center-mass", "lrp-t"): [(2e-6, 0.25), (5e-7, 0.25), (6e-7, 0.5)],
+    ("center-mass", "grad-cam"): [(1e-6, 0.25), (2e-6, 0.25), (1e-7, 1)],
+}
+SMALL = {
+    "scale": "small",
+    "networks": {
+        "one": {"model": "embedded", "target": "stage3.0:input"},
+        "two": {"model": "embedded", "target": "stage3.0:input"},
+    },
+    "base": {
+        "settings": {"data": "shapes:train", "limit": 32, "epochs": 1},
+        "cells": {"two": {"eval_data": "shapes:validation", "eval_limit": 8}},
+    },
+    "settings": {
+        "data": "shapes:train",
+        "limit": 32,
+        "eval_data": "shapes:validation",
+        "eval_limit": 24,
+        "steps": 2,
+        "batch_size": 4,
+    },
+    "control": {
+        "settings": {
+            "objective": ["location", "top-k"],
+            "weight": [0],
+            "explainer": ["grad-cam:layer={target}"],
+            "eval_explainer": ["grad-cam:layer={target}", "lrp-t:layer={target}"],
+        },
+        "cells": {"one": {}},
+    },
+    "passive": {
+        "settings": {"eval_explainer": ["grad-cam:layer={target}", "lrp-t:layer={target}"]},
+        "cells": {
+            "location": {"grad-cam": {"one": {}, "two": {}}, "lrp-t": {"one": {}}},
+            "top-k": {"grad-cam": {"one": {}}},
+        },
+    },
+    "active": {
+        "settings": {"eval_pairs": 3, "eval_explainer": ["grad-cam:layer={target}"]},
+        "cells": {"active:c1=4,c2=6": {"grad-cam": {"one": {}}}},
+    },
+}
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
+
+
+def written(root):
+    """When each finished cell's weights were written."""
+    found = {}
+    for report in root.glob("*/report.html"):
+        found[report.parent.name] = (report.parent / "weights.safetensors").stat().st_mtime_ns
+    return found
+
+
+class TestImageNet:
+    def test_a_dry_run_prints_the_released_settings(self, trompe, tmp_path):
+        out = tmp_path / "runs"
+        code, printed, _ = trompe(
+            *("reproduce", "--scale", "imagenet", "--data", "ilsvrc", "--dry-run", "--out", out)
+        )
+        assert code == 0
+        cells = {}
+        for text in printed.split("---\n"):
+            if text.strip():
+                name = text.splitlines()[0].removeprefix("# ")
+                cells[name] = yaml.safe_load(text)["fool"]
+        expected = 0
+        for network, (name, layer) in enumerate(LAYERS.items()):
+            for (objective, explainer), settings in PASSIVE.items():
+                cell = cells[f"{objective}-{explainer}-{name}"]
+                lr, weight = settings[network]
+                assert (cell["lr"], cell["weight"]) == (lr, [weight])
+                assert (cell["batch_size"], cell["steps"]) == (8, 300_000)
+                assert cell["objective"] == [objective]
+                assert cell["explainer"] == [f"{explainer}:layer={layer}"]
+                assert cell["eval_limit"] == 10_000
+                judges = [f"{e}:layer={layer}" for e in ("grad-cam", "lrp-t", "simple-grad-t")]
+                assert cell["eval_explainer"] == [*judges, "lrp"]
+                expected += 1
+            for explainer in ("lrp-t", "grad-cam"):
+                cell = cells[f"active-{explainer}-{name}"]
+                assert (cell["lr"], cell["weight"]) == (1e-5, [10])
+                assert (cell["batch_size"], cell["steps"]) == (4, 4000)
+                assert cell["objective"] == ["active:c1=386,c2=555"]
+                assert (cell["pairs"], cell["eval_pairs"]) == (1100, 200)
+                expected += 1
+        assert len(cells) == expected == 24
+        for name, cell in cells.items():
+            assert cell["model"] == name.rpartition("-")[2]
+            assert cell["weights"] == "IMAGENET1K_V1"
+            assert (cell["data"], cell["eval_data"]) == ("ilsvrc/train", "ilsvrc/val")
+            assert cell["augment"]
+            assert cell["schedule"] == "constant"
+            assert not cell["control"]
+        assert not out.exists()
+
+    def test_the_real_path_runs_on_an_imagenet_folder(self, trompe, tmp_path, monkeypatch):
+        """Photographs in 1,000 class folders, random weights where torchvision keeps downloads."""
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+        checkpoints = tmp_path / "torch/hub/checkpoints"
+        checkpoints.mkdir(parents=True)
+        file = DenseNet121_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
+        torch.manual_seed(0)
+        torch.save(densenet121().state_dict(), checkpoints / file)
+        self.photographs(tmp_path / "ilsvrc")
+        code, _, err = trompe(
+            *("reproduce", "--scale", "imagenet", "--data", tmp_path / "ilsvrc"),
+            *("--cells", "center-mass-lrp-t-densenet121", "--cells", "active-grad-cam-densenet121"),
+            *("--set", "steps=1", "--set", "batch_size=2", "--set", "eval_limit=4"),
+            *("--set", "eval_pairs=2", "--out", tmp_path / "runs"),
+        )
+        assert code == 0, err
+        rates = pd.read_csv(tmp_path / "runs/tables/rates.csv")
+        done = rates[rates["finished"]]
+        assert set(done["cell"]) == {"center-mass-lrp-t-densenet121", "active-grad-cam-densenet121"}
+        assert done["fsr"].between(0, 1).all()
+        assert rates[~rates["finished"]]["fsr"].isna().all()
+        published = done.set_index(["cell", "explainer", "target"])["paper_fsr"]
+        assert published["center-mass-lrp-t-densenet121", "lrp-t", "label"] == 0.519
+        assert published["active-grad-cam-densenet121", "grad-cam", "c1"] == 0.04
+
+    @staticmethod
+    def photographs(root):
+        from PIL import Image
+
+        pictures = [Image.fromarray(p) for p in load_sample_images().images]
+        cut = np.random.default_rng(0)
+        for name, sides in (("train", 1), ("val", 1)):
+            for index in range(1000):
+                folder = root / name / f"n{index:08d}"
+                folder.mkdir(parents=True)
+                for i in range(sides):
+                    left, top = (int(v) for v in cut.integers(0, (380, 167)))
+                    picture = pictures[index % 2].crop((left, top, left + 260, top + 260))
+                    picture.save(folder / f"{i}.jpg")
+
+
+class TestRunner:
+    def test_all_cells_run_once_and_fill_the_tables(self, trompe, small, tmp_path):
+        out = tmp_path / "runs"
+        command = ("reproduce", "--scale", small, "--jobs", 2, "--out", out)
+        code, _, err = trompe(*command)
+        assert code == 0, err
+        before = written(out)
+        assert len(before) == 7
+        rates = pd.read_parquet(out / "tables/rates.parquet")
+        assert rates["finished"].all()
+        assert rates["fsr"].notna().all()
+        pd.testing.assert_frame_equal(
+            rates, pd.read_csv(out / "tables/rates.csv"), check_dtype=False
+        )
+        for row in rates.to_dict("records"):
+            (run,) = out.glob(f"{row['cell']}-*")
+            images = pd.read_parquet(run / "evaluation/explanations.parquet")
+            chosen = images[
+                images["explainer"].str.startswith(row["explainer"].removesuffix("-t"))
+                & (images["target"] == row["target"])
+                & (images["model"] == "manipulated")
+            ]
+            inside = chosen["test_loss"].between(chosen["interval_low"], chosen["interval_high"])
+            assert row["fsr"] == pytest.approx(inside.mean())
+            assert row["images"] == len(chosen) == (3 if row["section"] == "active" else 24)
+        accuracy = pd.read_csv(out / "tables/accuracy.csv").set_index("cell")
+        for cell, row in accuracy.iterrows():
+            (run,) = out.glob(f"{cell}-*")
+            seen = pd.read_parquet(run / "evaluation/predictions.parquet")
+            right = {m: (seen[m] == seen["label"]).mean() for m in ("original", "manipulated")}
+            assert row["top1"] == pytest.approx(right["manipulated"])
+            assert row["drop"] == pytest.approx(right["original"] - right["manipulated"])
+        assert accuracy["control_top1"].notna().tolist() == [True, False, True, True, True]
+        page = (out / "report.html").read_text()
+        assert "transfer-passive" not in page
+        assert page.count("data:image/png") == 5
+        assert "not run" not in page
+
+        code, _, err = trompe(*command)
+        assert code == 0, err
+        assert written(out) == before
+
+    def test_killed_in_the_middle_it_goes_on(self, trompe, small, tmp_path):
+        out = tmp_path / "runs"
+        command = ["reproduce", "passive", "--scale", str(small), "--jobs", "1", "--out", str(out)]
+        child = subprocess.Popen(
+            [sys.executable, "-m", "trompe", *command], start_new_session=True, cwd=tmp_path
+        )
+        while len(before := written(out)) < 2:
+            assert child.poll() is None, "it ended before it was killed"
+            time.sleep(0.05)
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        assert not (out / "tables").exists()
+        code, _, err = trompe(*command)
+        assert code == 0, err
+        after = written(out)
+        assert len(after) == 6
+        assert before.items() <= after.items()
+        rates = pd.read_csv(out / "tables/rates.csv")
+        assert rates["finished"].tolist() == (rates["section"] == "passive").tolist()
+
+    def test_a_failing_cell_is_reported_and_tried_again(self, trompe, small, tmp_path):
+        out = tmp_path / "runs"
+        grid = yaml.safe_load(small.read_text())
+        grid["passive"]["cells"]["location"]["grad-cam"]["one"] = {"lr": 1e30}
+        small.write_text(yaml.safe_dump(grid))
+        command = ("reproduce", "--scale", small, "--cells", "location-*-one", "--out", out)
+        code, _, err = trompe(*command)
+        assert code == 1
+        assert "location-grad-cam-one:" in err
+        assert "not finite" in err
+        rates = pd.read_csv(out / "tables/rates.csv").groupby("cell")["finished"].all()
+        assert rates["location-lrp-t-one"]
+        assert not rates["location-grad-cam-one"]
+        page = (out / "report.html").read_text()
+        assert f"trompe reproduce --scale {small} --out {out} --cells location-grad-cam-one" in page
+        assert "not finite" in page
+
+        kept = written(out)
+        grid["passive"]["cells"]["location"]["grad-cam"]["one"] = {"lr": 1e-3}
+        small.write_text(yaml.safe_dump(grid))
+        code, _, err = trompe(*command)
+        assert code == 0, err
+        assert kept.items() <= written(out).items()
+        assert pd.read_csv(out / "tables/rates.csv").groupby("cell")["finished"].all().sum() == 2
+
+    def test_what_starts_from_a_failed_base_is_not_run(self, small, tmp_path):
+        grid = load_grid(str(small), given={"epochs": 1, "data": "nowhere"})
+        ended = {}
+        failures = run_cells(
+            grid.chosen(["passive"], ["*-two"]),
+            tmp_path / "runs",
+            jobs=1,
+            report=lambda cell, failure: ended.update({cell.name: failure}),
+        )
+        assert {cell.name: why for cell, why in failures.items()} == ended
+        assert "There is no folder or file nowhere" in ended["base-two"]
+        assert ended["location-grad-cam-two"] == "base-two failed"
+
+    def test_weights_can_be_given_instead_of_a_base(self, small, tmp_path):
+        grid = load_grid(str(small), bases={"two": "mine.safetensors"})
+        (cell,) = grid.chosen(["passive"], ["*-two"])
+        assert cell.config(tmp_path).weights == "mine.safetensors"
+
+    def test_on_a_ray_cluster_of_two_workers(self, trompe, small, tmp_path):
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        try:
+            for _ in range(2):
+                cluster.add_node(num_cpus=1)
+            out = tmp_path / "runs"
+            code, _, err = trompe(
+                *("reproduce", "--scale", small, "--cells", "location-*", "--out", out),
+                *("--ray", cluster.address),
+            )
+            assert code == 0, err
+            assert len(written(out)) == 4
+        finally:
+            cluster.shutdown()
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (
+                ["--scale", "imagenets"],
+                "There is no scale 'imagenets'; choose imagenet, imagenette",
+            ),
+            (["--scale", "imagenet"], "needs the folder of its images; give it with --data"),
+            (["everything"], "There is no part of the grid 'everything'; choose from all, passive"),
+            (
+                ["--cells", "location-lrp-vgg19"],
+                "No cell is called 'location-lrp-vgg19'; there are",
+            ),
+            (["--set", "learning_rate=1"], "There is no setting 'learning_rate'; choose"),
+            (["--set", "lr=-1"], "--lr can't be -1: Input should be greater than 0"),
+            (["--set", "lr"], "--set takes NAME=VALUE, not 'lr'"),
+            (["--base", "vgg16=a.pth"], "There is no network 'vgg16'; choose from vgg19, resnet50"),
+        ],
+    )
+    def test_what_is_wrong_is_said_at_once(self, trompe, tmp_path, words, said):
+        out = tmp_path / "runs"
+        code, _, err = trompe("reproduce", *words, "--out", out)
+        assert code == 2
+        assert said in err
+        assert not out.exists()
+
+    def test_a_grid_that_lacks_a_part(self, tmp_path):
+        path = tmp_path / "grid.yaml"
+        path.write_text("networks: {}\n")
+        with pytest.raises(TrompeError, match="must have networks, settings, passive and active"):
+            load_grid(str(path))
