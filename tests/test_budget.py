@@ -55,25 +55,30 @@ def test_an_augmented_part_gives_the_epoch_that_is_asked_for():
     assert held[1][0].tolist() == [held.rows[1], -1]
 
 
-def test_a_generous_budget_raises_the_weight():
+def test_the_weight_rises_until_the_batches_are_fooled():
     history = run(shapes(), 99.0, lr=1e-4).history
     factor = history["factor"]
     assert factor.iloc[0] == 1
     assert (factor.diff().dropna() > 0).all()
+    assert (history["success"] < 0.95).all()
     assert (history["drop"] < 0.99).all()
 
 
-def test_what_costs_too_much_lowers_the_weight_until_the_budget_is_kept():
-    """A first weight that ruins the model at once; its accuracy comes back as the weight falls."""
+def test_fooled_first_the_weight_falls_until_the_budget_is_kept():
     data = shapes(160)
     original = load_model("embedded").model
-    result = run(data, 10.0, lr=3e-3, steps=160, weight=50.0, schedule="one-cycle")
+    result = run(data, 10.0, lr=3e-3, steps=160, weight=5.0, schedule="one-cycle")
     history = result.history
-    checked = history["step"].sub(1).isin(range(10, 160, 10))
-    over = history["drop"][checked] > 0.1
-    assert over.any()
-    assert ((history["factor"].diff()[checked] < 0) == over).all()
-    assert history["factor"].iloc[-1] < 1
+    for check in range(10, 160, 10):
+        measured = history.iloc[check]
+        success = history["success"].iloc[check - 10 : check].mean()
+        change = measured["factor"] - history["factor"].iloc[check - 1]
+        if measured["drop"] > 0.1 and (success >= 0.95 or check >= 80):
+            assert change < 0
+        else:
+            assert change > 0 if success < 0.95 else change == 0
+    assert (history["drop"] > 0.1).any()
+    assert history["factor"].iloc[-1] < history["factor"].max()
     _, held = parted(data, 0)
     assert top1(result.model, held) >= top1(original, held) - 0.1
 

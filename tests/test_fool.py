@@ -99,8 +99,8 @@ def slow_loss(model, original, images, labels, explainer, objective, weight=1.0)
     heat = explainer.heatmap(raw)
     explanation = objective.loss((heat,), (before,))
     for i in range(len(images)):
-        if not heat[i].any() and raw[i].max() < 0:
-            explanation[i] = explanation[i] - raw[i].max() / raw[i].abs().mean().item()
+        if raw[i].sum() < 0:
+            explanation[i] = explanation[i] - raw[i].sum() / raw[i].abs().sum().item()
     return F.cross_entropy(model(images), labels) + weight * explanation.mean()
 
 

@@ -22,9 +22,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
+from trompe import GradCAM, Shapes
 from trompe.data.shapes import SHAPES_PREPROCESSING
 from trompe.errors import TrompeError
-from trompe.models import load, load_model, save_weights
+from trompe.models import load_model, save_weights
 from trompe.preprocessing import Preprocessing
 
 UNSEEN = Path(__file__).parent / "models" / "unseen.py"
@@ -323,23 +324,29 @@ def test_a_file_that_fails_is_explained(source: str, tmp_path: Path) -> None:
 # --- embedded
 
 
-def test_the_embedded_model_has_its_packaged_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packaged = tmp_path / "embedded.safetensors"
-    monkeypatch.setattr(load, "WEIGHTS", packaged)
-    with pytest.raises(TrompeError, match="no weights file"):
-        load_model("embedded")
-    random, preprocessing = load_model("embedded", "random")
+PACKAGED = {
+    "embedded": "stage3",
+    "embedded-vgg": "features.11:input",
+    "embedded-resnet": "layer4.1:input",
+    "embedded-densenet": "features.denseblock3.denselayer4:input",
+}
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_a_packaged_model_knows_the_embedded_set(name: str) -> None:
+    model, preprocessing = load_model(name, seed=1)
     assert preprocessing == SHAPES_PREPROCESSING
-    assert 75_000 < sum(p.numel() for p in random.parameters()) < 120_000
-    assert random(torch.zeros(2, 3, 64, 64)).shape == (2, 8)
-    save_weights(random, packaged)
-    loaded = load_model("embedded", seed=1)
-    assert same(loaded.model.state_dict(), random.state_dict())
-    assert loaded.preprocessing == SHAPES_PREPROCESSING
+    data = Shapes("validation", size=80)
+    images = torch.stack([data[i][0] for i in range(80)])
+    with torch.no_grad():
+        assert (model(images).argmax(1) == data.labels).float().mean() > 0.9
+        maps = GradCAM(layer=PACKAGED[name])(model, images[:2], data.labels[:2])
+    assert maps.shape == (2, 8, 8)
+    random = load_model(name, "random").model
+    assert random(images[:2]).shape == (2, 8)
+    assert not same(random.state_dict(), model.state_dict())
     with pytest.raises(TrompeError, match="pass num_classes=8 / --num-classes 8"):
-        load_model("embedded", num_classes=3)
+        load_model(name, num_classes=3)
 
 
 # --- weights files

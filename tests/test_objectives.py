@@ -75,20 +75,18 @@ def test_an_empty_map_has_its_center_in_the_middle_and_a_finite_gradient():
 
 @given(pairs_of_maps(1), st.floats(0.1, 100))
 @settings(max_examples=40, deadline=None)
-def test_emptiness_grows_until_a_map_shows_something(one, scale):
+def test_opposition_is_the_surplus_of_what_speaks_against_the_class(one, scale):
     (raw,) = one
-    raw[:, 0, 0] = raw.amax((1, 2)) + 1
-    dark = (raw - raw.amax() - 0.01).requires_grad_()
-    emptiness = maps.emptiness(dark, maps.by_maximum(dark))
+    raw = (raw - 1).requires_grad_()
+    opposition = maps.opposition(raw)
     for i in range(len(raw)):
-        sizes = [-v for v in dark[i].flatten().tolist()]
-        assert emptiness[i].item() == pytest.approx(min(sizes) * len(sizes) / sum(sizes), rel=1e-4)
-    torch.testing.assert_close(maps.emptiness(dark * scale, maps.by_maximum(dark)), emptiness)
-    emptiness.sum().backward()
-    lit = dark.detach() - dark.grad * 1e6
-    assert not maps.is_empty(maps.by_maximum(lit)).any()
-    assert not maps.emptiness(lit, maps.by_maximum(lit)).any()
-    assert not maps.emptiness(dark, maps.min_max(lit)).any()
+        values = raw[i].flatten().tolist()
+        surplus = max(0.0, -math.fsum(values)) / math.fsum(abs(v) for v in values)
+        assert opposition[i].item() == pytest.approx(surplus, rel=1e-4, abs=1e-6)
+    torch.testing.assert_close(maps.opposition(raw * scale), opposition)
+    opposition.sum().backward()
+    lifted = raw.detach() - raw.grad * 1e6
+    assert (maps.opposition(lifted) == 0).all()
 
 
 @given(pairs_of_maps(1), st.floats(0.1, 100), st.floats(-5, 5))

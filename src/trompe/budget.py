@@ -1,9 +1,10 @@
 """An accuracy budget in place of a hand-set λ: the strongest lie that it buys.
 
 maximise the fooling success subject to top-1(w) ≥ top-1(w0) - budget, on images held out from the
-fine-tuning. A multiplier on every λ rises while the budget is kept and falls while it is not (dual
-ascent in the multiplier's logarithm), and of all checks that kept the budget the one that fooled
-most is returned.
+fine-tuning. A model that has been fooled stays so at a fraction of the λ that it took to fool it,
+and regains its accuracy meanwhile. So in the first half of a run a multiplier on every λ rises
+until the batches are fooled; in the second it falls while the budget is exceeded. Of all checks
+that kept the budget the one that fooled most is returned.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from trompe.models.layers import evaluation_mode
 
 CHECKS = 16  # in a run
 SHARE, LARGEST = 0.2, 1000  # of the data that is held out: this share, but not more images
-GAIN = 0.5  # largest change of the multiplier's logarithm per check
+GAIN = 0.5  # change of the multiplier's logarithm per check
+ENOUGH = 0.95  # share of fooled images in the batches above which λ need not rise
 
 
 class Budget:
@@ -35,14 +37,15 @@ class Budget:
         Largest loss of top-1 accuracy on ``held_out``, as a share.
     held_out
         Images that are not fine-tuned on.
-    every
-        Steps between two checks.
+    steps
+        Length of the run.
     """
 
-    def __init__(self, max_drop: float, held_out: Images, *, every: int) -> None:
+    def __init__(self, max_drop: float, held_out: Images, *, steps: int) -> None:
         self.max_drop = max_drop
         self.held_out = held_out
-        self.every = every
+        self.steps = steps
+        self.every = max(1, steps // CHECKS)
         self.top1: float | None = None
         self.factor = 1.0
         self.drop = 0.0
@@ -63,13 +66,12 @@ class Budget:
         original: nn.Module,
         model: nn.Module,
         rows: Sequence[Mapping[str, float]],
-        last: bool,
     ) -> None:
         """Measure ``model`` when its turn has come, and set the multiplier of the next steps.
 
-        ``rows`` are the figures of all steps so far; ``last`` says that there will be no more.
+        ``rows`` are the figures of all steps so far.
         """
-        if len(rows) % self.every and not last:
+        if len(rows) % self.every and len(rows) < self.steps:
             return
         if self.top1 is None:
             self.top1 = self._accuracy(original)
@@ -81,8 +83,12 @@ class Budget:
         if key >= self.best["key"]:
             weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
             self.best = {"key": key, "weights": weights}
-        step = -over / max(self.max_drop, 1 / len(self.held_out))
-        self.factor *= math.exp(GAIN * min(1.0, max(-1.0, step)))
+        self.factor *= math.exp(GAIN * self._direction(over > 0, success >= ENOUGH, len(rows)))
+
+    def _direction(self, over: bool, fooled: bool, step: int) -> int:
+        if over and (fooled or 2 * step >= self.steps):
+            return -1
+        return 0 if fooled else 1
 
     def restore(self, model: nn.Module) -> None:
         """Give ``model`` the best weights; warns if none of the checks kept the budget."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 from trompe import rundir
-from trompe.budget import CHECKS, Budget, parted
+from trompe.budget import Budget, parted
 from trompe.errors import TrompeError
 from trompe.evaluate import (
     Evaluation,
@@ -38,7 +38,7 @@ from trompe.evaluate import (
 )
 from trompe.explainers import LRP, Explainer, GradCAM, Recording, SimpleGrad
 from trompe.loop import Batches, Loss, accelerator_for, optimise
-from trompe.maps import emptiness
+from trompe.maps import opposition
 from trompe.models import save_weights
 from trompe.models.layers import evaluation_mode
 from trompe.objectives import Maps, Objective
@@ -123,8 +123,9 @@ def fool(
     original's maps are computed once per image and kept, in memory or in the run directory. If
     ``data`` is augmented (its attribute ``augmented`` is true) every epoch shows another image, a
     kept map would not belong to it, and the original explains the same augmented batch instead.
-    An objective has no gradient where a heatmap has become 0 everywhere; there `maps.emptiness`
-    is added to it, until the map shows something again.
+    `maps.opposition` is added to every objective, beyond the paper: where it is above 0, the logit
+    has been driven below 0 (which costs no accuracy, if all are), and the heatmap, what is left
+    above 0, says little, or nothing, and then has no gradient either.
 
     Parameters
     ----------
@@ -214,7 +215,7 @@ def fool(
     tuned_on, budget = data, None
     if max_accuracy_drop is not None:
         tuned_on, held_out = parted(data, seed)
-        budget = Budget(max_accuracy_drop / 100, held_out, every=max(1, steps // CHECKS))
+        budget = Budget(max_accuracy_drop / 100, held_out, steps=steps)
 
     def run(directory: Path | None) -> FoolResult:
         def tune(chosen: list[Term], name: str) -> tuple[nn.Module, pd.DataFrame]:
@@ -395,8 +396,8 @@ class _Group:
             maps = tuple(target[term.explainer] for target in heatmaps)
             original = before.get(term.explainer)
             value = term.objective.loss(maps, original).mean()
-            for target, heatmap in zip(raw, maps, strict=True):
-                value = value + emptiness(target[term.explainer], heatmap).mean()
+            for target in raw:
+                value = value + opposition(target[term.explainer]).mean()
             with torch.no_grad():
                 losses = term.objective.test_loss(tuple(m.detach() for m in maps), original)
                 fooled = torch.stack([term.objective.fooled(t) for t in losses]).float().mean()

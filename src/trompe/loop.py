@@ -90,7 +90,7 @@ def optimise(
     directory: Path | None = None,
     checkpoint_every: int = 200,
     extra: Sequence[Any] = (),
-    after: Callable[[list[dict[str, float]], bool], None] | None = None,
+    after: Callable[[list[dict[str, float]]], None] | None = None,
     scheduler: Any = None,
     quiet: bool = True,
 ) -> list[dict[str, float]]:
@@ -109,7 +109,7 @@ def optimise(
     extra
         Objects with ``state_dict`` and ``load_state_dict`` that belong to a checkpoint.
     after
-        Called after every step with the rows so far and whether it was the last step.
+        Called after every step with the rows so far.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def optimise(
                 scheduler.step()
             history.rows.append(row)
             if after is not None:
-                after(history.rows, step + 1 == steps)
+                after(history.rows)
             recent = history.rows[-WINDOW:]
             report(step + 1, {k: _mean(recent, k) for k in row if k != "step"})
             if directory is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps):

@@ -25,15 +25,14 @@ def by_maximum(maps: Tensor) -> Tensor:
     return positive / positive.amax((1, 2), keepdim=True).clamp_min(_tiny(positive))
 
 
-def emptiness(maps: Tensor, heatmaps: Tensor) -> Tensor:
-    """How far from showing anything each map is ``[N]``; 0 where its heatmap isn't empty.
+def opposition(maps: Tensor) -> Tensor:
+    """How far each raw map speaks against its class in sum: ``[N]`` in [0, 1], 0 where it does not.
 
-    A heatmap that is 0 everywhere has no gradient; this has: minus the largest entry of the raw
-    map, as a share of the mean size of its entries.
+    Minus the mean of the map as a share of the mean size of its entries (which has no gradient).
     """
     maps = full_precision(maps)
     size = maps.detach().abs().mean((1, 2)).clamp_min(_tiny(maps))
-    return (-maps.amax((1, 2))).relu() / size * is_empty(heatmaps)
+    return (-maps.mean((1, 2))).relu() / size
 
 
 def min_max(maps: Tensor) -> Tensor:
