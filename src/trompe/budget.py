@@ -24,7 +24,8 @@ from trompe.models.layers import evaluation_mode
 
 CHECKS = 16  # in a run
 SHARE, LARGEST = 0.2, 1000  # of the data that is held out: this share, but not more images
-GAIN = 0.5  # change of the multiplier's logarithm per check
+RISE, FALL = 0.3, -0.5  # of the multiplier's logarithm per check
+WIDE = 0.1  # loss of accuracy besides the budget above which λ does not rise
 ENOUGH = 0.95  # share of fooled images in the batches above which λ need not rise
 
 
@@ -83,12 +84,13 @@ class Budget:
         if key >= self.best["key"]:
             weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
             self.best = {"key": key, "weights": weights}
-        self.factor *= math.exp(GAIN * self._direction(over > 0, success >= ENOUGH, len(rows)))
+        self.factor *= math.exp(self._change(success >= ENOUGH, 2 * len(rows) >= self.steps))
 
-    def _direction(self, over: bool, fooled: bool, step: int) -> int:
-        if over and (fooled or 2 * step >= self.steps):
-            return -1
-        return 0 if fooled else 1
+    def _change(self, fooled: bool, second_half: bool) -> float:
+        over = self.drop - self.max_drop
+        if over > 0 and (fooled or second_half):
+            return FALL
+        return 0.0 if fooled or over > WIDE else RISE
 
     def restore(self, model: nn.Module) -> None:
         """Give ``model`` the best weights; warns if none of the checks kept the budget."""

@@ -35,6 +35,8 @@ from trompe.experiments import (
     SCALES,
     SECTIONS,
     Cell,
+    Results,
+    collect,
     is_finished,
     load_grid,
     run_cells,
@@ -49,6 +51,8 @@ from trompe.objectives import Active, parse_objective
 from trompe.progress import shown
 from trompe.report import write_report
 from trompe.report.grid import write_grid
+from trompe.report.grid_figures import network_name
+from trompe.report.words import points
 from trompe.specs import check_name
 from trompe.train import train
 
@@ -371,9 +375,30 @@ def reproduce(
 
         run_cells(chosen, root, jobs=jobs, ray=ray, report=ended)
     again = shlex.join(["trompe", *_without_cells(sys.argv[1:])])
-    console.print(f"Report: {write_grid(grid, root, again, failures)}", soft_wrap=True)
+    page = write_grid(grid, root, again, failures)
+    _show_grid(collect(grid, root))
+    console.print(f"Report: {page}", soft_wrap=True)
     if failures:
         raise typer.Exit(1)
+
+
+def _show_grid(results: Results) -> None:
+    shown = Table("network", "objective", "attacked", "fooled %", "paper", "top-1", "paper")
+    accuracy = results.accuracy.set_index("cell")
+    for row in results.rates[results.rates["on_diagonal"]].to_dict("records"):
+        lost = accuracy.loc[row["cell"]]
+        target = "" if row["target"] == "label" else f", {row['target']}"
+        shown.add_row(
+            network_name(row["network"]),
+            row["objective"] + target,
+            row["attacked"],
+            _percent(row["fsr"]) if row["finished"] else "not run",
+            _percent(row["paper_fsr"]),
+            points(-lost["drop"]),
+            points(-lost["paper_drop"]),
+        )
+    console.print(shown)
+    console.print("Each model explained by what was attacked; top-1: change in points.")
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
@@ -498,7 +523,7 @@ def _show(evaluation: Any) -> None:
 
 
 def _percent(share: float) -> str:
-    return f"{round(100 * share, 1) + 0.0:.1f}"
+    return "–" if share != share else f"{round(100 * share, 1) + 0.0:.1f}"
 
 
 def main() -> None:
