@@ -74,7 +74,7 @@ def test_fooled_first_the_weight_falls_until_the_budget_is_kept():
         measured = history.iloc[check]
         fooled = history["success"].iloc[check - 15 : check].mean() >= 0.95
         change = measured["factor"] / history["factor"].iloc[check - 1]
-        if measured["drop"] > 0.1 and (fooled or check >= 120):
+        if measured["drop"] > 0.1 and (fooled or check >= 180):
             assert change == pytest.approx(math.exp(-0.5))
         elif fooled or measured["drop"] > 0.2:
             assert change == 1

@@ -2,9 +2,10 @@
 
 maximise the fooling success subject to top-1(w) ≥ top-1(w0) - budget, on images held out from the
 fine-tuning. A model that has been fooled stays so at a fraction of the λ that it took to fool it,
-and regains its accuracy meanwhile. So in the first half of a run a multiplier on every λ rises
-until the batches are fooled; in the second it falls while the budget is exceeded. Of all checks
-that kept the budget the one that fooled most is returned.
+and regains its accuracy meanwhile. So a multiplier on every λ rises until the batches are fooled
+and falls while they are and the budget is exceeded; in the last quarter of the run, when the
+learning rate no longer hides what the accuracy will be, it falls whenever the budget is exceeded.
+Of all checks that kept the budget the one that fooled most is returned.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from trompe.models.layers import evaluation_mode
 CHECKS = 16  # in a run
 SHARE, LARGEST = 0.2, 1000  # of the data that is held out: this share, but not more images
 RISE, FALL = 0.3, -0.5  # of the multiplier's logarithm per check
+LATE = 0.75  # part of the run after which the budget goes before the fooling
 WIDE = 0.1  # loss of accuracy besides the budget above which λ does not rise
 ENOUGH = 0.95  # share of fooled images in the batches above which λ need not rise
 
@@ -84,11 +86,11 @@ class Budget:
         if key >= self.best["key"]:
             weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
             self.best = {"key": key, "weights": weights}
-        self.factor *= math.exp(self._change(success >= ENOUGH, 2 * len(rows) >= self.steps))
+        self.factor *= math.exp(self._change(success >= ENOUGH, len(rows) >= LATE * self.steps))
 
-    def _change(self, fooled: bool, second_half: bool) -> float:
+    def _change(self, fooled: bool, late: bool) -> float:
         over = self.drop - self.max_drop
-        if over > 0 and (fooled or second_half):
+        if over > 0 and (fooled or late):
             return FALL
         return 0.0 if fooled or over > WIDE else RISE
 
