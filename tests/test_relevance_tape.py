@@ -144,6 +144,55 @@ class TestTape:
         }
 
 
+class TestAutocast:
+    def test_what_is_recorded_runs_in_full_precision(self):
+        model, x = make("resnet"), images(2)
+        dtypes = {}
+        for name in ("stem.0", "layer4.0.conv1", "fc"):
+            model.get_submodule(name).register_forward_hook(
+                lambda _, __, output, name=name: dtypes.update({name: output.dtype})
+            )
+        with torch.autocast("cpu", torch.bfloat16):
+            LRP(layer="layer3")(model, x, 2)
+        full, half = torch.float32, torch.bfloat16
+        assert dtypes == {"stem.0": half, "layer4.0.conv1": full, "fc": full}
+
+    @pytest.mark.parametrize("batch_norm", ["pass", "fold"])
+    def test_maps_and_gradients_at_the_input_are_those_in_full_precision(self, batch_norm):
+        model, x = make("resnet"), images(2)
+        explainer = LRP(composite="epsilon", batch_norm=batch_norm)
+        found = []
+        for enabled in (False, True):
+            model.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                maps = explainer(model, x, 2)
+            maps.square().sum().backward()
+            found.append([maps.detach(), *(p.grad.clone() for p in model.parameters())])
+        torch.testing.assert_close(*found)
+
+    def test_half_precision_from_elsewhere_is_lifted(self):
+        class Mixed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.stem = nn.Conv2d(3, 4, 3, bias=False)
+                self.factors = nn.Parameter(torch.randn(2, 4, 5))
+                self.head = nn.Linear(4, 2, bias=False)
+
+            def forward(self, x):
+                x = self.stem(x).to(torch.bfloat16)
+                weight = (self.factors[0] @ self.factors[1].T)[..., None, None]
+                return self.head(nn.functional.conv2d(x, weight).relu_().mean((2, 3)))
+
+        torch.manual_seed(0)
+        model, x = Mixed(), images(2)
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            LRP(composite="epsilon").record(model) as forward,
+        ):
+            logits, maps = forward(x), forward.maps(0)
+        torch.testing.assert_close(maps.sum((1, 2)), logits[:, 0], rtol=1e-3, atol=0)
+
+
 def follow(tape, tensor):
     with tape.paused():
         tape.start(tensor, tensor)

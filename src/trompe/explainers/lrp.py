@@ -19,7 +19,8 @@ from trompe.models.layers import evaluation_mode
 class LRP(Explainer):
     """Relevance of the class logit at the input or at a layer, summed over channels, signed.
 
-    Bach et al. 2015, with the rules of a composite.
+    Bach et al. 2015, with the rules of a composite. Under ``torch.autocast`` the layers above the
+    explained one run in full precision: their rounding would reorder the map.
 
     Parameters
     ----------

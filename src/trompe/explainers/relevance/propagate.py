@@ -56,20 +56,20 @@ def propagate(
         If an operation on the way has no rule, or no relevance arrives.
     """
     arrived = {output: relevance}
-    operations = fold_batch_norm(tape.operations, wanted) if fold else tape.operations
-    for operation in reversed(operations):
-        if operation.output not in arrived:
-            continue
-        received = arrived[operation.output]
-        if operation.output not in wanted:
-            del arrived[operation.output]
-        rule = composite.rule(operation, tape.depth)
-        with torch.autocast(relevance.device.type, enabled=False):
+    with torch.autocast(relevance.device.type, enabled=False):
+        operations = fold_batch_norm(tape.operations, wanted) if fold else tape.operations
+        for operation in reversed(operations):
+            if operation.output not in arrived:
+                continue
+            received = arrived[operation.output]
+            if operation.output not in wanted:
+                del arrived[operation.output]
+            rule = composite.rule(operation, tape.depth)
             shares = rule(operation, received)
-        if observer is not None:
-            observer(operation, rule, received, shares)
-        for value, share in zip(operation.inputs, shares, strict=True):
-            arrived[value] = arrived[value] + share if value in arrived else share
+            if observer is not None:
+                observer(operation, rule, received, shares)
+            for value, share in zip(operation.inputs, shares, strict=True):
+                arrived[value] = arrived[value] + share if value in arrived else share
     if not arrived.keys() >= set(wanted):
         raise TrompeError(
             "No relevance reaches one of the explained layers; choose a layer that the output is "

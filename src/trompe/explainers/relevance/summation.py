@@ -44,16 +44,11 @@ class Summation:
 
 def _layer(operation: Operation, dtype: torch.dtype) -> Summation:
     weight, bias, apply = operation.layer()
-
-    def as_computed(tensor: Tensor) -> Tensor:
-        # Under autocast a layer rounds its weights too; z must be the one that it computed.
-        return tensor.to(operation.output.dtype).to(dtype)
-
     return Summation(
         apply,
-        (as_computed(operation.tensors[0]),),
-        weight=as_computed(weight),
-        bias=None if bias is None else as_computed(bias),
+        (operation.tensors[0].to(dtype),),
+        weight=weight.to(dtype),
+        bias=None if bias is None else bias.to(dtype),
         nonnegative=operation.inputs[0].nonnegative,
     )
 

@@ -22,6 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from trompe.errors import TrompeError
 from trompe.explainers.relevance.operations import KINDS, VALUES_NOT_READ, WEIGHTED
+from trompe.maps import full_precision
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -133,6 +134,9 @@ class Operation:
 class Tape(TorchFunctionMode):
     """Context in which a model's forward pass is recorded from the start values on.
 
+    What is recorded runs in full precision, also under ``torch.autocast``: relevance is divided by
+    small sums of large terms, which would be lost to rounding.
+
     Parameters
     ----------
     model
@@ -239,7 +243,14 @@ class Tape(TorchFunctionMode):
             tensors = {v: before if leaf is target else leaf for v, leaf in tensors.items()}
             call = _substitute(call, lambda leaf: before if leaf is target else leaf)
         versions = [tensor._version for tensor in found]
-        result = func(*args, **kwargs)
+        device = next(iter(found)).device.type
+        if torch.is_autocast_enabled(device):
+            # What changes in place keeps its dtype.
+            lifted = (args, kwargs) if in_place else _substitute((args, kwargs), _lift)
+            with torch.autocast(device, enabled=False):
+                result = func(*lifted[0], **lifted[1])
+        else:
+            result = func(*args, **kwargs)
         if not in_place and versions != [tensor._version for tensor in found]:
             raise TrompeError(
                 f"{describe(name, path)} changes its input in place in a way that can't be "
@@ -331,6 +342,10 @@ def _is_in_place(function: Callable[..., Any], args: Args, kwargs: Kwargs) -> bo
 def _inplace_position(function: FunctionType) -> int | None:
     names = list(inspect.signature(function).parameters)
     return names.index("inplace") if "inplace" in names else None
+
+
+def _lift(tensor: Tensor) -> Tensor:
+    return full_precision(tensor) if tensor.is_floating_point() else tensor
 
 
 def _address(tensor: Tensor) -> int:
