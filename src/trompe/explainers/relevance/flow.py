@@ -46,6 +46,8 @@ class Flow:
         What is shared out, of z's shape, and what keeps z from 0.
     positive
         Whether z >= 0 is certain.
+    computed
+        z as the forward pass computed it, of a linear layer with these weights.
     """
 
     apply: Apply
@@ -56,10 +58,15 @@ class Flow:
     relevance: Tensor
     stabiliser: float
     positive: bool = False
+    computed: Tensor | None = None
 
     def shares(self) -> list[Tensor]:
         """a_i · ∂z/∂a_i · R / z for each input a_i."""
-        if self.weights[0] is not None:
+        (weight, *_) = self.weights
+        if self.computed is not None and weight is not None:
+            share = self.relevance / self.stabilised(self.computed)
+            return [self.inputs[0] * (share @ weight)]
+        if weight is not None:
             return list(_Shares.apply(self, self.relevance, self.bias, *self.inputs, *self.weights))
         inputs, z = run(lambda *inputs: self.z(inputs, self.weights, self.bias), self.inputs)
         share = self.relevance / self.stabilised(z if torch.is_grad_enabled() else z.detach())
@@ -87,7 +94,7 @@ class Flow:
         """z, kept from 0; may take z's memory if ``reuse``."""
         if self.positive:
             return z.add_(self.stabiliser) if reuse else z + self.stabiliser
-        return stabilise(z, self.stabiliser)
+        return stabilise(z, self.stabiliser, out=z if reuse else None)
 
 
 class _Shares(torch.autograd.Function):
@@ -107,12 +114,12 @@ class _Shares(torch.autograd.Function):
         with torch.enable_grad():
             inputs = [a.detach().requires_grad_() for a in operands[:count]]
             weights = [
-                w.detach().requires_grad_(needed and not _is_matrix(w))
+                w.detach().requires_grad_(needed)
                 for w, needed in zip(operands[count:], of_operands[count:], strict=True)
             ]
             bias = None if bias is None else bias.detach().requires_grad_(of_bias)
             z = flow.z(inputs, weights, bias)
-        stabilised = flow.stabilised(z.detach(), reuse=not differentiable)
+        stabilised = flow.stabilised(z.detach(), reuse=True)
         share = torch.div(relevance, stabilised, out=None if differentiable else stabilised)
         gradients = torch.autograd.grad(z, inputs, share, retain_graph=differentiable)
         for a, needed in zip(inputs, of_operands, strict=False):
@@ -131,28 +138,20 @@ class _Shares(torch.autograd.Function):
         with torch.autocast(z.device.type, enabled=False):
             with torch.enable_grad():
                 y = ctx.flow.z(scaled, weights, None)
-            to_relevance = y.detach() / ctx.stabilised
-            to_z = -to_relevance * share
+            to_relevance = y.detach().div_(ctx.stabilised)
+            to_z = torch.mul(to_relevance, share).neg_()
             if ctx.flow.stabiliser == 0:
                 to_z.masked_fill_(z.detach() == 0, 0)
             *to_operands, to_bias = _gradients(z, [*inputs, *weights, ctx.bias], to_z)
             to_weights = _gradients(y, weights, share)
         to_inputs = [
-            None if to_a is None else torch.addcmul(to_a, g, pulled)
+            None if to_a is None else to_a.addcmul_(g, pulled)
             for to_a, g, pulled in zip(to_operands, arrived, ctx.gradients, strict=False)
         ]
-        for i, needed in enumerate(ctx.needs_input_grad[3 + len(inputs) :]):
-            if needed and _is_matrix(weights[i]):
-                left, right = torch.cat([share, to_z]), torch.cat([scaled[i], inputs[i].detach()])
-                to_weights[i] = left.flatten(0, -2).T @ right.flatten(0, -2)
-            elif needed:
-                to_weights[i] = to_weights[i] + to_operands[len(inputs) + i]
+        for to_weight, others in zip(to_weights, to_operands[len(inputs) :], strict=True):
+            if to_weight is not None:
+                to_weight += others
         return None, to_relevance, to_bias, *to_inputs, *to_weights
-
-
-def _is_matrix(weight: Tensor) -> bool:
-    """Whether the layer is linear, with a weight so large that each copy of its gradient counts."""
-    return weight.dim() == 2
 
 
 def _gradients(z: Tensor, leaves: Sequence[Tensor | None], arrived: Tensor) -> list[Any]:
@@ -163,9 +162,9 @@ def _gradients(z: Tensor, leaves: Sequence[Tensor | None], arrived: Tensor) -> l
     return [next(gradients) if t is not None and t.requires_grad else None for t in leaves]
 
 
-def stabilise(z: Tensor, epsilon: float) -> Tensor:
+def stabilise(z: Tensor, epsilon: float, out: Tensor | None = None) -> Tensor:
     """z + ε · sign(z), with sign(0) = +1; without ε, 1 where z is 0: nothing is shared there."""
     if epsilon == 0:
         return torch.where(z == 0, 1, z)
     signed = z.new_tensor(epsilon)
-    return z + torch.where(z >= 0, signed, -signed)
+    return torch.add(z, torch.where(z >= 0, signed, -signed), out=out)

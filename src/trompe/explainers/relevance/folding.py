@@ -58,7 +58,14 @@ def _into_the_one_before(layer: Operation, norm: Operation) -> Operation:
         per_output = (_along(t, min(1, bias.dim() - 1), bias.dim()) for t in (scale, shift))
         bias = bias * next(per_output) + next(per_output)
     args = (layer.inputs[0], weight * _along(scale, 0, weight.dim()), bias)
-    return replace(layer, function=apply, args=args, kwargs={}, output=norm.output)
+    return replace(
+        layer,
+        function=apply,
+        args=args,
+        kwargs={},
+        tensors=layer.tensors[:1],
+        output=norm.output,
+    )
 
 
 def _into_the_one_after(norm: Operation, layer: Operation) -> Operation:

@@ -68,7 +68,8 @@ class Epsilon(Rule):
         """One flow, in proportion to all contributions."""
         s = summation
         weights = [s.weight] * len(s.inputs)
-        return [Flow(s.apply, s.inputs, weights, s.bias, s.owners, relevance, self.epsilon)]
+        flow = Flow(s.apply, s.inputs, weights, s.bias, s.owners, relevance, self.epsilon)
+        return [replace(flow, computed=s.computed)]
 
 
 @dataclass(frozen=True)

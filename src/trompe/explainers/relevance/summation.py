@@ -25,6 +25,8 @@ class Summation:
         For each input, which of the operation's inputs its relevance belongs to; None drops it.
     weight, bias
         Of a layer with weights, else None: there the inputs' weights are fixed.
+    computed
+        z as the forward pass computed it, of a linear layer.
     nonnegative
         Whether no input is negative.
     """
@@ -34,6 +36,7 @@ class Summation:
     owners: tuple[int | None, ...] = (0,)
     weight: Tensor | None = None
     bias: Tensor | None = None
+    computed: Tensor | None = None
     nonnegative: bool = False
 
     @classmethod
@@ -49,6 +52,7 @@ def _layer(operation: Operation, dtype: torch.dtype) -> Summation:
         (operation.tensors[0].to(dtype),),
         weight=weight.to(dtype),
         bias=None if bias is None else bias.to(dtype),
+        computed=None if operation.computed is None else operation.computed.to(dtype),
         nonnegative=operation.inputs[0].nonnegative,
     )
 

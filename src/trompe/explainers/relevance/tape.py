@@ -82,7 +82,8 @@ class Operation:
     inputs, output
         The followed values.
     tensors
-        The numbers of ``inputs`` as they were, if the operation's rule reads them.
+        The numbers of ``inputs`` as they were, if the operation's rule reads them; of a linear
+        layer, those of ``output`` as well.
     index
         Picks the output of a function that returns several.
     path
@@ -109,6 +110,11 @@ class Operation:
 
     def __str__(self) -> str:
         return describe(self.name, self.path)
+
+    @property
+    def computed(self) -> Tensor | None:
+        """The numbers of ``output``, if they are kept."""
+        return self.tensors[-1] if len(self.tensors) > len(self.inputs) else None
 
     def layer(self) -> tuple[Tensor, Tensor | None, Callable[..., Tensor]]:
         """Of a layer with weights: weight, bias and ``apply(input, weight, bias)``."""
@@ -263,6 +269,8 @@ class Tape(TorchFunctionMode):
             if in_place or not any(tensor is leaf for leaf in found):
                 output = self._follow(tensor, _value(tensor, name, nonnegative))
                 held = list(tensors.values()) if reads else []
+                if KINDS.get(name) == "linear":
+                    held.append(tensor)
                 operation = Operation(
                     name, func, *call, tuple(tensors), held, output, index, path, depth
                 )
