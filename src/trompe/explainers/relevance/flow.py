@@ -48,6 +48,8 @@ class Flow:
         Whether z >= 0 is certain.
     computed
         z as the forward pass computed it, of a linear layer with these weights.
+    joint
+        Whether apply(a, w) + apply(a', w') is apply of both, side by side along dimension 1.
     """
 
     apply: Apply
@@ -59,6 +61,7 @@ class Flow:
     stabiliser: float
     positive: bool = False
     computed: Tensor | None = None
+    joint: bool = False
 
     def shares(self) -> list[Tensor]:
         """a_i · ∂z/∂a_i · R / z for each input a_i."""
@@ -84,6 +87,9 @@ class Flow:
         self, inputs: Sequence[Tensor], weights: Sequence[Tensor | None], bias: Tensor | None
     ) -> Tensor:
         """Σ_i apply(a_i, w_i) + b for any inputs, weights and bias."""
+        if self.joint:
+            joined = torch.cat([w for w in weights if w is not None], 1)
+            return self.apply(torch.cat([*inputs], 1), joined, bias)
         first, *others = zip(inputs, weights, strict=True)
         z = self.apply(*first, bias)
         for a, w in others:

@@ -196,7 +196,8 @@ class Box(Rule):
         weights = [s.weight, -s.weight.clamp(min=0), -s.weight.clamp(max=0)]
         corners = [torch.zeros_like(a) + _per_channel(bound, a) for bound in (self.low, self.high)]
         inputs = [a, *corners]
-        return [Flow(s.apply, inputs, weights, None, (0, 0, 0), relevance, self.stabiliser)]
+        flow = Flow(s.apply, inputs, weights, None, (0, 0, 0), relevance, self.stabiliser)
+        return [replace(flow, joint=s.joint)]
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,7 @@ def _signed(
 
     inputs: list[Tensor]
     weights: list[Tensor | None]
+    joint = False
     if s.weight is None:
         inputs, weights, owners = (
             [part(a, side) for a in s.inputs],
@@ -252,8 +254,10 @@ def _signed(
         (a,) = s.inputs
         inputs = [a.clamp(min=0), a.clamp(max=0)]
         weights, owners = [part(s.weight, side), part(s.weight, other)], (0, 0)
+        joint = s.joint
     bias = None if s.bias is None else part(s.bias, side)
-    return Flow(s.apply, inputs, weights, bias, owners, relevance, stabiliser, positive)
+    flow = Flow(s.apply, inputs, weights, bias, owners, relevance, stabiliser, positive)
+    return replace(flow, joint=joint)
 
 
 def _regardless(s: Summation, weight: Tensor, relevance: Tensor, stabiliser: float) -> Flow:

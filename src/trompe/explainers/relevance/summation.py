@@ -13,6 +13,9 @@ from trompe.explainers.relevance.flow import Apply
 from trompe.explainers.relevance.tape import Operation, Value
 
 
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+
+
 @dataclass(frozen=True)
 class Summation:
     """An operation seen as z = Σ_i apply(a_i, weight) + bias, linear in its inputs a_i.
@@ -29,6 +32,8 @@ class Summation:
         z as the forward pass computed it, of a linear layer.
     nonnegative
         Whether no input is negative.
+    joint
+        Whether apply(a, w) + apply(a', w') is apply of both, side by side along dimension 1.
     """
 
     apply: Apply
@@ -38,6 +43,7 @@ class Summation:
     bias: Tensor | None = None
     computed: Tensor | None = None
     nonnegative: bool = False
+    joint: bool = False
 
     @classmethod
     def of(cls, operation: Operation, dtype: torch.dtype) -> Summation:
@@ -54,6 +60,7 @@ def _layer(operation: Operation, dtype: torch.dtype) -> Summation:
         bias=None if bias is None else bias.to(dtype),
         computed=None if operation.computed is None else operation.computed.to(dtype),
         nonnegative=operation.inputs[0].nonnegative,
+        joint=operation.name in _CONVOLUTIONS and weight.shape[1] == operation.inputs[0].shape[1],
     )
 
 
