@@ -50,6 +50,8 @@ class Flow:
         z as the forward pass computed it, of a linear layer with these weights.
     joint
         Whether apply(a, w) + apply(a', w') is apply of both, side by side along dimension 1.
+    pure
+        Whether what is differentiable in ``apply`` are its arguments alone.
     """
 
     apply: Apply
@@ -62,6 +64,7 @@ class Flow:
     positive: bool = False
     computed: Tensor | None = None
     joint: bool = False
+    pure: bool = True
 
     def shares(self) -> list[Tensor]:
         """a_i · ∂z/∂a_i · R / z for each input a_i."""
@@ -69,7 +72,7 @@ class Flow:
         if self.computed is not None and weight is not None:
             share = self.relevance / self.stabilised(self.computed)
             return [self.inputs[0] * (share @ weight)]
-        if weight is not None:
+        if self.pure:
             return list(_Shares.apply(self, self.relevance, self.bias, *self.inputs, *self.weights))
         inputs, z = run(lambda *inputs: self.z(inputs, self.weights, self.bias), self.inputs)
         share = self.relevance / self.stabilised(z if torch.is_grad_enabled() else z.detach())
@@ -102,13 +105,17 @@ class Flow:
             return z.add_(self.stabiliser) if reuse else z + self.stabiliser
         return stabilise(z, self.stabiliser, out=z if reuse else None)
 
+    def own(self, gradient: Tensor) -> Tensor | None:
+        """A gradient of z, if its memory is its own: without weights, several inputs share it."""
+        return None if self.weights[0] is None else gradient
+
 
 class _Shares(torch.autograd.Function):
-    """The shares of a layer with weights, and their derivative.
+    """Shares, and their derivative.
 
-    With s = R / z the shares are a ⊙ (∂z/∂a)ᵀs. What arrives at them reaches s through the layer
-    applied to it, and a and w as in a plain backward pass; autograd, differentiating the layer's
-    gradient once more, finds the same with more memory.
+    With s = R / z the shares are a ⊙ (∂z/∂a)ᵀs. What arrives at them reaches s through the
+    operation applied to it, and a and w as in a plain backward pass; autograd, differentiating the
+    operation's gradient once more, finds the same with more memory.
     """
 
     @staticmethod
@@ -120,7 +127,7 @@ class _Shares(torch.autograd.Function):
         with torch.enable_grad():
             inputs = [a.detach().requires_grad_() for a in operands[:count]]
             weights = [
-                w.detach().requires_grad_(needed)
+                None if w is None else w.detach().requires_grad_(needed)
                 for w, needed in zip(operands[count:], of_operands[count:], strict=True)
             ]
             bias = None if bias is None else bias.detach().requires_grad_(of_bias)
@@ -131,7 +138,10 @@ class _Shares(torch.autograd.Function):
         for a, needed in zip(inputs, of_operands, strict=False):
             a.requires_grad_(needed)
         if not differentiable:
-            return tuple(g.mul_(a) for a, g in zip(inputs, gradients, strict=True))
+            return tuple(
+                torch.mul(a.detach(), g, out=flow.own(g))
+                for a, g in zip(inputs, gradients, strict=True)
+            )
         ctx.flow, ctx.inputs, ctx.weights, ctx.bias = flow, inputs, weights, bias
         ctx.z, ctx.stabilised, ctx.share, ctx.gradients = z, stabilised, share, gradients
         return tuple(a.detach() * g for a, g in zip(inputs, gradients, strict=True))
@@ -151,7 +161,7 @@ class _Shares(torch.autograd.Function):
             *to_operands, to_bias = _gradients(z, [*inputs, *weights, ctx.bias], to_z)
             to_weights = _gradients(y, weights, share)
         to_inputs = [
-            None if to_a is None else to_a.addcmul_(g, pulled)
+            None if to_a is None else torch.addcmul(to_a, g, pulled, out=ctx.flow.own(to_a))
             for to_a, g, pulled in zip(to_operands, arrived, ctx.gradients, strict=False)
         ]
         for to_weight, others in zip(to_weights, to_operands[len(inputs) :], strict=True):

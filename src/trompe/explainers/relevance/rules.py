@@ -69,7 +69,7 @@ class Epsilon(Rule):
         s = summation
         weights = [s.weight] * len(s.inputs)
         flow = Flow(s.apply, s.inputs, weights, s.bias, s.owners, relevance, self.epsilon)
-        return [replace(flow, computed=s.computed)]
+        return [replace(flow, computed=s.computed, pure=s.pure)]
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def _signed(
     other = "max" if side == "min" else "min"
 
     def part(tensor: Tensor, side: str) -> Tensor:
-        clamped = tensor.clamp(**{side: 0})
+        clamped = tensor.relu() if side == "min" else tensor.clamp(max=0)
         return clamped if gamma is None else tensor + gamma * clamped
 
     inputs: list[Tensor]

@@ -12,7 +12,6 @@ from torch import Tensor
 from trompe.explainers.relevance.flow import Apply
 from trompe.explainers.relevance.tape import Operation, Value
 
-
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 
 
@@ -34,6 +33,8 @@ class Summation:
         Whether no input is negative.
     joint
         Whether apply(a, w) + apply(a', w') is apply of both, side by side along dimension 1.
+    pure
+        Whether what is differentiable in ``apply`` are its arguments alone.
     """
 
     apply: Apply
@@ -44,6 +45,7 @@ class Summation:
     computed: Tensor | None = None
     nonnegative: bool = False
     joint: bool = False
+    pure: bool = True
 
     @classmethod
     def of(cls, operation: Operation, dtype: torch.dtype) -> Summation:
@@ -100,7 +102,7 @@ def _layer_norm(operation: Operation, dtype: torch.dtype) -> Summation:
         centred: Tensor = (a - a.mean(dims, keepdim=True)) * scale
         return centred if bias is None else centred + bias
 
-    return Summation(apply, (tensor,), bias=given.get("bias"))
+    return Summation(apply, (tensor,), bias=given.get("bias"), pure=False)
 
 
 _READERS: dict[str, Callable[[Operation, torch.dtype], Summation]] = {
