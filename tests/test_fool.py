@@ -98,10 +98,10 @@ def slow_loss(model, original, images, labels, explainer, objective, weight=1.0)
     raw = explainer(model, images, labels)
     heat = explainer.heatmap(raw)
     explanation = objective.loss((heat,), (before,))
-    for i in range(len(images)):
-        if raw[i].sum() < 0:
-            explanation[i] = explanation[i] - raw[i].sum() / raw[i].abs().sum().item()
-    return F.cross_entropy(model(images), labels) + weight * explanation.mean()
+    against = sum(-raw[i].mean() for i in range(len(images)) if raw[i].mean() < 0)
+    opposition = against / raw.abs().mean().item() / len(images)
+    loss = F.cross_entropy(model(images), labels) + weight * explanation.mean()
+    return loss + opposition
 
 
 @pytest.mark.parametrize("objective", [Location(), TopK(), CenterMass()], ids=str)

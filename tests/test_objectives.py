@@ -81,7 +81,7 @@ def test_opposition_is_the_surplus_of_what_speaks_against_the_class(one, scale):
     opposition = maps.opposition(raw)
     for i in range(len(raw)):
         values = raw[i].flatten().tolist()
-        surplus = max(0.0, -math.fsum(values)) / math.fsum(abs(v) for v in values)
+        surplus = max(0.0, -math.fsum(values)) / math.fsum(raw.abs().flatten().tolist()) * len(raw)
         assert opposition[i].item() == pytest.approx(surplus, rel=1e-4, abs=1e-6)
     torch.testing.assert_close(maps.opposition(raw * scale), opposition)
     opposition.sum().backward()

@@ -123,9 +123,9 @@ def fool(
     original's maps are computed once per image and kept, in memory or in the run directory. If
     ``data`` is augmented (its attribute ``augmented`` is true) every epoch shows another image, a
     kept map would not belong to it, and the original explains the same augmented batch instead.
-    `maps.opposition` is added to every objective, beyond the paper: where it is above 0, the logit
-    has been driven below 0 (which costs no accuracy, if all are), and the heatmap, what is left
-    above 0, says little, or nothing, and then has no gradient either.
+    Beyond the paper, `maps.opposition` of the attacked maps is added to the loss, without λ: where
+    it is above 0 the logit has been driven below 0, which costs no accuracy if all are, and the
+    heatmap, what is left above 0, says little; or nothing, and then has no gradient either.
 
     Parameters
     ----------
@@ -322,10 +322,14 @@ def _fine_tune(
                 if group is groups[0]:
                     total = F.cross_entropy(logits.float(), labels)
                     parts["classification"] = total
-                for term, value, success in group.losses(forward, indices, images, labels):
+                found, opposed = group.losses(forward, indices, images, labels)
+                for term, value, success in found:
                     parts[str(term)] = value
                     total = total + factor * term.weight * value
                     successes.append(success)
+                if found:
+                    parts["opposition"] = parts.get("opposition", 0) + opposed
+                    total = total + opposed
         assert isinstance(total, Tensor)
         figures = {"success": torch.stack(successes).mean().item()} if successes else {}
         if budget:
@@ -383,10 +387,10 @@ class _Group:
 
     def losses(
         self, forward: Recording, indices: Tensor, images: Tensor, labels: Tensor
-    ) -> list[tuple[Term, Tensor, Tensor]]:
-        """Loss and success rate of every term on one recorded batch."""
+    ) -> tuple[list[tuple[Term, Tensor, Tensor]], Tensor]:
+        """Loss and success rate of every term on one recorded batch, and the maps' opposition."""
         if not self.terms:
-            return []
+            return [], images.new_zeros(())
         classes = self.terms[0].objective.classes(labels)
         raw = [dict(zip(self.explainers, forward.maps(c), strict=True)) for c in classes]
         heatmaps = [{e: e.heatmap(m) for e, m in target.items()} for target in raw]
@@ -396,13 +400,12 @@ class _Group:
             maps = tuple(target[term.explainer] for target in heatmaps)
             original = before.get(term.explainer)
             value = term.objective.loss(maps, original).mean()
-            for target in raw:
-                value = value + opposition(target[term.explainer]).mean()
             with torch.no_grad():
                 losses = term.objective.test_loss(tuple(m.detach() for m in maps), original)
                 fooled = torch.stack([term.objective.fooled(t) for t in losses]).float().mean()
             result.append((term, value, fooled))
-        return result
+        against = [opposition(maps).mean() for target in raw for maps in target.values()]
+        return result, torch.stack(against).sum()
 
 
 class _OriginalMaps:

@@ -26,13 +26,13 @@ def by_maximum(maps: Tensor) -> Tensor:
 
 
 def opposition(maps: Tensor) -> Tensor:
-    """How far each raw map speaks against its class in sum: ``[N]`` in [0, 1], 0 where it does not.
+    """How far each raw map speaks against its class in sum: ``[N]``, 0 where it does not.
 
-    Minus the mean of the map as a share of the mean size of its entries (which has no gradient).
+    Minus the mean of the map, as a share of the mean size of all entries of the batch (which has no
+    gradient; one map's own size may be next to 0).
     """
     maps = full_precision(maps)
-    size = maps.detach().abs().mean((1, 2)).clamp_min(_tiny(maps))
-    return (-maps.mean((1, 2))).relu() / size
+    return (-maps.mean((1, 2))).relu() / maps.detach().abs().mean().clamp_min(_tiny(maps))
 
 
 def min_max(maps: Tensor) -> Tensor:

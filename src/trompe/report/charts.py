@@ -26,7 +26,8 @@ class Frame:
 
 FRAME = Frame()
 BINS = 90
-FIGURES = {"step", "loss", "classification", "success", "factor", "drop"}  # the rest are terms
+# Columns of the history that are no term of the objective.
+FIGURES = {"step", "loss", "classification", "opposition", "success", "factor", "drop"}
 
 
 @dataclass(frozen=True)
