@@ -310,7 +310,7 @@ class TestErrors:
             (["--set", "learning_rate=1"], "There is no setting 'learning_rate'; choose"),
             (["--set", "lr=-1"], "--lr can't be -1: Input should be greater than 0"),
             (["--set", "lr"], "--set takes NAME=VALUE, not 'lr'"),
-            (["--base", "vgg16=a.pth"], "There is no network 'vgg16'; choose from vgg19, resnet50"),
+            (["--base", "vgg16=a.pth"], "There is no network 'vgg16'; did you mean 'vgg19'?"),
         ],
     )
     def test_what_is_wrong_is_said_at_once(self, trompe, tmp_path, words, said):
@@ -320,8 +320,24 @@ class TestErrors:
         assert said in err
         assert not out.exists()
 
-    def test_a_grid_that_lacks_a_part(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"networks": {"one": {}}}, r"networks.one.target: Field required; compare it with"),
+            ({"pasive": {}}, r"pasive: Extra inputs are not permitted"),
+            ({"control": {"cells": {"three": {}}}}, r"There is no network 'three'; choose from"),
+            (
+                {"settings": SMALL["settings"] | {"step": 2}},
+                r"There is no setting 'step'; known are model",
+            ),
+            (
+                {"passive": {"cells": {"locaton": {"grad-cam": {"one": {"steps": 1}}}}}},
+                r"There is no objective 'locaton'; did you mean 'location'",
+            ),
+        ],
+    )
+    def test_a_grid_of_ones_own_that_is_wrong(self, tmp_path, change, said):
         path = tmp_path / "grid.yaml"
-        path.write_text("networks: {}\n")
-        with pytest.raises(TrompeError, match="must have networks, settings, passive and active"):
+        path.write_text(yaml.safe_dump(SMALL | change))
+        with pytest.raises(TrompeError, match=said):
             load_grid(str(path))

@@ -11,15 +11,57 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from trompe.config import Config, FoolConfig, TrainConfig, read
 from trompe.errors import TrompeError
 from trompe.explainers import parse_explainer
 from trompe.objectives import parse_objective
+from trompe.specs import check_name
 
 SCALES = ("imagenet", "imagenette", "embedded")
 SECTIONS = ("passive", "active")
 CONFIGS: dict[str, type[Config]] = {"train": TrainConfig, "fool": FoolConfig}
+
+
+Settings = dict[str, Any]
+
+
+class Network(BaseModel, extra="allow"):
+    """The layer that a network is explained at, and settings of all its cells."""
+
+    target: str
+
+    @property
+    def settings(self) -> Settings:
+        """What is given besides the layer."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Part(BaseModel, extra="forbid"):
+    """Cells by network, and settings of all of them."""
+
+    settings: Settings = {}
+    cells: dict[str, Settings] = {}
+
+
+class Section(BaseModel, extra="forbid"):
+    """Cells by objective, explainer and network, and settings of all of them."""
+
+    settings: Settings = {}
+    cells: dict[str, dict[str, dict[str, Settings]]] = {}
+
+
+class Layout(BaseModel, extra="forbid"):
+    """What the YAML file of a scale holds; what is further in takes precedence."""
+
+    scale: str | None = None
+    networks: dict[str, Network]
+    settings: Settings = {}
+    base: Part = Part()
+    control: Part = Part()
+    passive: Section = Section()
+    active: Section = Section()
 
 
 @dataclass(frozen=True)
@@ -130,70 +172,42 @@ def load_grid(
         If there is no such scale, it needs ``data`` and there is none, a network is unknown, or a
         cell's settings can't be used.
     """
-    described = _read(scale)
-    networks: dict[str, dict[str, str]] = described["networks"]
-    for name in bases or {}:
-        if name not in networks:
-            raise TrompeError(f"There is no network '{name}'; choose from {', '.join(networks)}.")
-    if "{data}" in str(described) and data is None:
+    layout = _read(scale)
+    bases = bases or {}
+    for name in bases:
+        check_name("network", name, layout.networks)
+    if data is None and "{data}" in layout.model_dump_json():
         raise TrompeError(f"The scale {scale} needs the folder of its images; give it with --data.")
-    words = {
-        name: {"data": data or "", "target": network["target"]}
-        for name, network in networks.items()
-    }
-    settings = {
-        name: {key: value for key, value in network.items() if key != "target"}
-        for name, network in networks.items()
-    }
-    trained = {
-        name: Cell(
-            "base",
-            name,
-            "",
-            "",
-            "train",
-            _filled(
-                {**described["base"]["settings"], **settings[name], **own, **_for(given, "train")},
-                words[name],
-            ),
-        )
-        for name, own in described.get("base", {}).get("cells", {}).items()
-        if name not in (bases or {})
-    }
 
     def cell(
-        section: str, network: str, objective: str, explainer: str, own: Mapping[str, Any]
+        section: str, network: str, own: Settings, objective: str = "", explainer: str = ""
     ) -> Cell:
-        chosen = {**described["settings"], **described[section]["settings"], **settings[network]}
+        check_name("network", network, layout.networks)
+        part: Part | Section = getattr(layout, section)
+        command = "train" if section == "base" else "fool"
+        settings = {**part.settings, **layout.networks[network].settings, **own}
+        if command == "fool":
+            settings = {**layout.settings, **settings}
         if explainer:
-            chosen |= {"objective": [objective], "explainer": [explainer + ":layer={target}"]}
-        if network in (bases or {}):
-            chosen["weights"] = (bases or {})[network]
-        chosen |= {**own, **_for(given, "fool")}
-        return Cell(
-            section,
-            network,
-            objective,
-            explainer,
-            "fool",
-            _filled(chosen, words[network]),
-            trained.get(network),
-        )
+            settings |= {"objective": [objective], "explainer": [f"{explainer}:layer={{target}}"]}
+        if command == "fool" and network in bases:
+            settings["weights"] = bases[network]
+        settings |= {k: v for k, v in (given or {}).items() if k in CONFIGS[command].model_fields}
+        words = {"{data}": data or "", "{target}": layout.networks[network].target}
+        base = trained.get(network) if command == "fool" else None
+        return Cell(section, network, objective, explainer, command, _filled(settings, words), base)
 
-    cells = [
-        *trained.values(),
-        *(
-            cell("control", network, "", "", own)
-            for network, own in described.get("control", {}).get("cells", {}).items()
-        ),
-        *(
-            cell(section, network, objective, explainer, own)
-            for section in SECTIONS
-            for objective, explainers in described[section]["cells"].items()
-            for explainer, found in explainers.items()
-            for network, own in found.items()
-        ),
-    ]
+    trained: dict[str, Cell] = {}
+    for network, own in layout.base.cells.items():
+        if network not in bases:
+            trained[network] = cell("base", network, own)
+    cells = [*trained.values()]
+    cells += [cell("control", network, own) for network, own in layout.control.cells.items()]
+    for section in SECTIONS:
+        for objective, explainers in getattr(layout, section).cells.items():
+            for explainer, networks in explainers.items():
+                for network, own in networks.items():
+                    cells.append(cell(section, network, own, objective, explainer))
     for one in cells:
         config = one.config(Path())
         if isinstance(config, FoolConfig):
@@ -201,7 +215,8 @@ def load_grid(
                 parse_explainer(spec)
             for spec in config.objective:
                 parse_objective(spec)
-    return Grid(described.get("scale", scale), {n: w["target"] for n, w in words.items()}, cells)
+    targets = {name: network.target for name, network in layout.networks.items()}
+    return Grid(layout.scale or scale, targets, cells)
 
 
 def paper() -> dict[str, Any]:
@@ -210,7 +225,7 @@ def paper() -> dict[str, Any]:
     return found
 
 
-def _read(scale: str) -> dict[str, Any]:
+def _read(scale: str) -> Layout:
     if scale in SCALES:
         text = files(__package__).joinpath(f"{scale}.yaml").read_text()
     else:
@@ -221,28 +236,23 @@ def _read(scale: str) -> dict[str, Any]:
                 f"There is no scale '{scale}'; choose {', '.join(SCALES)}, or a YAML file."
             ) from error
     try:
-        described = yaml.safe_load(text)
+        return Layout.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise TrompeError(f"The grid '{scale}' can't be read as YAML: {error}.") from error
-    if not isinstance(described, dict) or not {"networks", "settings", *SECTIONS} <= set(described):
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
         raise TrompeError(
-            f"The grid '{scale}' must have networks, settings, passive and active; look at "
-            "trompe/experiments/embedded.yaml."
-        )
-    return described
+            f"In the grid '{scale}', {where}: {first['msg']}; compare it with embedded.yaml in "
+            "trompe/experiments."
+        ) from error
 
 
-def _for(given: Mapping[str, Any] | None, command: str) -> dict[str, Any]:
-    known = CONFIGS[command].model_fields
-    return {key: value for key, value in (given or {}).items() if key in known}
-
-
-def _filled(settings: Mapping[str, Any], words: Mapping[str, str]) -> dict[str, Any]:
+def _filled(settings: Settings, words: Mapping[str, str]) -> Settings:
     def fill(value: Any) -> Any:
         if isinstance(value, str):
             for word, replacement in words.items():
-                value = value.replace(f"{{{word}}}", replacement)
-            return value
+                value = value.replace(word, replacement)
         return [fill(v) for v in value] if isinstance(value, list) else value
 
     return {key: fill(value) for key, value in settings.items()}
