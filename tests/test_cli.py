@@ -95,6 +95,28 @@ class TestFool:
         assert ours["top1"].tolist() == theirs["top1"].tolist()[:2]
         assert (tmp_path / "evaluation" / "report.html").exists()
 
+    def test_every_setting_arrives(self, trompe, photos, tmp_path):
+        given = {
+            **{"model": "embedded", "data": str(photos), "eval_data": str(photos), "limit": 24},
+            **{"eval_limit": 8, "augment": True, "lr": 1e-4, "schedule": "one-cycle", "steps": 2},
+            **{"batch_size": 3, "weight": [3.0], "control": True, "max_accuracy_drop": 7.0},
+            **{"seed": 5, "precision": "bf16", "device": "cpu", "checkpoint_every": 1},
+            **{"corrupt": "skip", "check": False, "objective": ["top-k"], "eval_pairs": 3},
+            **{"explainer": ["grad-cam:layer=stage3"], "eval_explainer": ["grad-cam:layer=stage3"]},
+        }
+        path = tmp_path / "given.yaml"
+        path.write_text(yaml.safe_dump(given))
+        out = tmp_path / "run"
+        code, _, err = trompe("fool", "--config", path, "--quiet", "--out", out)
+        assert code == 0, err
+        kept = yaml.safe_load((out / "config.yaml").read_text())
+        assert {key: kept[key] for key in given} == given
+        default = FoolConfig(model="embedded", data="d", steps=1).model_dump(mode="json")
+        unset = {"weights", "num_classes", "fool_batch_size", "pairs", "out", "quiet", "workers"}
+        assert set(default) - set(given) == unset
+        assert all(given[key] != default[key] for key in given if key not in ("model", "device"))
+        assert "drop" in pd.read_csv(out / "history.csv")
+
     def test_active_makes_its_pairs(self, trompe, photos, tmp_path):
         code, _, err = trompe(
             *("fool", *MODEL, "--data", photos, "--eval-data", photos, *QUICK),

@@ -206,6 +206,7 @@ def _fool(config: FoolConfig) -> None:
         **config.model_dump(
             include={
                 *("lr", "schedule", "steps", "batch_size", "fool_batch_size", "seed", "control"),
+                "max_accuracy_drop",
                 *("precision", "device", "checkpoint_every", "workers", "quiet"),
             }
         ),
