@@ -232,6 +232,7 @@ def test_several_explainers_and_objectives_together():
     ]
     row = result.history.iloc[0]
     total = row["classification"] + row[parts[0]] + 2 * row[parts[1]] + 0.1 * row[parts[2]]
+    total += row["opposition"]
     assert row["loss"] == pytest.approx(total, rel=1e-5)
 
 
