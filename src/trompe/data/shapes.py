@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from trompe.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from numpy.random import Generator
+    from numpy.typing import NDArray
 
 SHAPES_PREPROCESSING = Preprocessing(
     resize=64, crop=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), min_area=0.6
@@ -42,7 +44,7 @@ class ShapesSource(Source):
 
     def open(self, row: int) -> Image.Image:
         """Return the picture of a row."""
-        return Image.fromarray(draw(self._random(row), self._class(row)))
+        return Image.fromarray(_drawn(self.seed, self.split, row, self._class(row)))
 
     def mask(self, row: int) -> Image.Image:
         """Return the object's mask in the picture of a row."""
@@ -56,8 +58,19 @@ class ShapesSource(Source):
         return self.classes[row % len(self.classes)]
 
     def _random(self, row: int) -> Generator:
-        split = [*SHAPES_SIZES].index(self.split)
-        return np.random.default_rng((self.seed, split, row))
+        return _random(self.seed, self.split, row)
+
+
+def _random(seed: int, split: str, row: int) -> Generator:
+    return np.random.default_rng((seed, [*SHAPES_SIZES].index(split), row))
+
+
+@lru_cache(maxsize=sum(SHAPES_SIZES.values()))
+def _drawn(seed: int, split: str, row: int, name: str) -> NDArray[np.uint8]:
+    """A picture [64, 64, 3]; drawing one takes longer than a small network needs for it."""
+    picture = draw(_random(seed, split, row), name)
+    picture.flags.writeable = False
+    return picture
 
 
 class Shapes(ImageDataset):
