@@ -205,7 +205,7 @@ class TestRunner:
         assert accuracy["control_top1"].notna().tolist() == [True, False, True, True, True]
         page = (out / "report.html").read_text()
         assert "transfer-passive" not in page
-        assert page.count("data:image/png") == 5
+        assert page.count("data:image/webp") == 5
         assert "not run" not in page
 
         code, _, err = trompe(*command)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 
 from trompe import rundir
 from trompe.experiments import SECTIONS, Grid, Results, collect
@@ -133,4 +135,6 @@ def _missing(
 
 
 def _data_uri(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    buffer = io.BytesIO()
+    Image.open(path).convert("RGB").save(buffer, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

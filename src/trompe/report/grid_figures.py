@@ -104,7 +104,7 @@ def draw_heatmaps(grid: Grid, root: Path, directory: Path) -> list[tuple[str, st
             runs = [(c, run) for c in cells if (run := read_run(root / c.folder)).gallery]
             if runs:
                 name = f"{section}-{network}.png"
-                _sheet(runs).savefig(directory / name, dpi=130)
+                _sheet(runs).savefig(directory / name, dpi=100)
                 drawn.append((name, f"{network_name(network)}, {section} fooling"))
     return drawn
 
