@@ -331,8 +331,10 @@ class TestMistakes:
 
 def test_interrupted_it_says_how_to_go_on(tmp_path):
     words = ["fool", *MODEL, "--data", "shapes", "--limit", "64", "--no-check", "--steps", "100000"]
+    # Where the tests run in the background, a child would be born with the signal ignored.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     child = subprocess.Popen(
-        [sys.executable, "-c", "from trompe.cli import main; main()", *words],
+        [sys.executable, "-c", f"{heed}; from trompe.cli import main; main()", *words],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
