@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from trompe.evaluate import Images, placed
-from trompe.metrics import in_top
-from trompe.models.layers import evaluation_mode
+from trompe.evaluate import Images
+from trompe.train import accuracy
 
 CHECKS = 16  # in a run
 SHARE, LARGEST = 0.2, 1000  # of the data that is held out: this share, but not more images
@@ -77,10 +76,10 @@ class Budget:
         if len(rows) % self.every and len(rows) < self.steps:
             return
         if self.top1 is None:
-            self.top1 = self._accuracy(original)
+            self.top1, *_ = accuracy(original, self.held_out)
         recent = rows[-self.every :]
         success = sum(row["success"] for row in recent) / len(recent)
-        self.drop = self.top1 - self._accuracy(model)
+        self.drop = self.top1 - accuracy(model, self.held_out)[0]
         over = self.drop - self.max_drop
         key = (0.0, success) if over <= 0 else (-over, success)
         if key >= self.best["key"]:
@@ -104,13 +103,6 @@ class Budget:
                 "learning rate.",
                 stacklevel=2,
             )
-
-    @torch.no_grad()
-    def _accuracy(self, model: nn.Module) -> float:
-        loader: Any = DataLoader(self.held_out, batch_size=64)  # type: ignore[arg-type]
-        with evaluation_mode(model):
-            hits = [in_top(model(placed(images, model)).cpu(), y, 1) for images, y in loader]
-        return torch.cat(hits).float().mean().item()
 
 
 class Part(Dataset[Any]):

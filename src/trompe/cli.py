@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 import yaml
@@ -20,6 +20,7 @@ from rich.table import Column, Table
 
 from trompe import rundir
 from trompe.config import (
+    ELSEWHERE,
     Config,
     EvaluateConfig,
     ExplainConfig,
@@ -68,8 +69,6 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-# Settings that say where and how a run happens, not what it is.
-ELSEWHERE = {"out", "quiet", "workers"}
 # What `reproduce` can be asked for: the sections of the grid that it runs.
 WHAT: dict[str, tuple[str, ...]] = {
     "all": SECTIONS,
@@ -94,7 +93,7 @@ def command(config: type[Config], example: str) -> Callable[[Callable[[Any], Non
                 "config_file",
                 inspect.Parameter.KEYWORD_ONLY,
                 annotation=Annotated[
-                    Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
+                    Path | None,
                     typer.Option("--config", help="YAML file with any of these settings"),
                 ],
                 default=None,
@@ -111,7 +110,7 @@ def command(config: type[Config], example: str) -> Callable[[Callable[[Any], Non
                     name,
                     inspect.Parameter.KEYWORD_ONLY,
                     annotation=Annotated[
-                        Optional[_option_type(field.annotation)],  # noqa: UP045
+                        _option_type(field.annotation) | None,
                         typer.Option(help=text, show_default=False),
                     ],
                     default=None,
@@ -186,7 +185,10 @@ def _fool(config: FoolConfig) -> None:
             classes = (objective.c1, objective.c2)
             fool_data = Pairs(data, *classes, size=config.pairs, seed=config.seed)
             if eval_data is not None:
-                everything = _eval_data(config, eval_data.preprocessing, limit=None)
+                if config.eval_limit is None:
+                    everything = eval_data
+                else:
+                    everything = _eval_data(config, eval_data.preprocessing, limit=None)
                 eval_fool_data = Pairs(
                     everything, *classes, size=config.eval_pairs, seed=config.seed
                 )
@@ -322,28 +324,28 @@ def reproduce(
         str, typer.Option(help=f"{', '.join(SCALES)}, or a YAML file laid out like theirs")
     ] = "embedded",
     cells: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(help="only cells of these names, e.g. 'location-*-vgg19'"),
     ] = None,
-    data: Annotated[Optional[str], typer.Option(help="folder of the images")] = None,  # noqa: UP045
+    data: Annotated[str | None, typer.Option(help="folder of the images")] = None,
     base: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(help="NETWORK=FILE: weights to start from, instead of training them"),
     ] = None,
     set_: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option("--set", help="SETTING=VALUE of every cell, e.g. device=cuda"),
     ] = None,
     jobs: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(min=1, help="cells at a time (default: one per processor core)"),
     ] = None,
     ray: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="address of a Ray cluster to run the cells on, e.g. auto"),
     ] = None,
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="directory of all runs (default: runs/reproduce-SCALE)"),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="print the settings of every cell")] = False,
@@ -363,21 +365,20 @@ def reproduce(
         for name, settings in texts(chosen, root):
             print(f"# {name}\n{settings}---")
         return
-    failures: dict[str, str] = {}
     with _interruptible(), shown("cells", len(chosen)) as progress:
         waiting = {cell for cell in chosen if not is_finished(cell, root)}
 
         def ended(cell: Cell, failure: str | None) -> None:
             waiting.discard(cell)
             if failure:
-                failures[cell.name] = failure
                 errors.print(f"[bold red]{cell.name}:[/] {escape(failure)}", soft_wrap=True)
             progress(len(chosen) - len(waiting), {})
 
-        run_cells(chosen, root, jobs=jobs, ray=ray, report=ended)
+        failures = run_cells(chosen, root, jobs=jobs, ray=ray, report=ended)
     again = shlex.join(["trompe", *_without_cells(sys.argv[1:])])
-    page = write_grid(grid, root, again, failures)
-    _show_grid(collect(grid, root))
+    results = collect(grid, root)
+    page = write_grid(grid, results, root, again, failures)
+    _show_grid(results)
     console.print(f"Report: {page}", soft_wrap=True)
     if failures:
         raise typer.Exit(1)

@@ -18,6 +18,10 @@ EXPLAINER = "explainer, e.g. grad-cam, simple-grad-t, lrp:layer=layer4; may be g
 OBJECTIVE = "location, top-k, center-mass or active:c1=3,c2=8; may be given several times"
 
 
+# Settings that say where and how a run happens, not what it is.
+ELSEWHERE = {"out", "quiet", "workers"}
+
+
 class Config(BaseModel):
     """Settings common to all commands."""
 

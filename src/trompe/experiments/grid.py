@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from trompe.config import Config, FoolConfig, TrainConfig, read
+from trompe.config import ELSEWHERE, Config, FoolConfig, TrainConfig, read
 from trompe.errors import TrompeError
 from trompe.explainers import parse_explainer
 from trompe.objectives import parse_objective
@@ -22,8 +23,6 @@ from trompe.specs import check_name
 SCALES = ("imagenet", "imagenette", "embedded")
 SECTIONS = ("passive", "active")
 CONFIGS: dict[str, type[Config]] = {"train": TrainConfig, "fool": FoolConfig}
-
-
 Settings = dict[str, Any]
 
 
@@ -219,6 +218,7 @@ def load_grid(
     return Grid(layout.scale or scale, targets, cells)
 
 
+@cache
 def paper() -> dict[str, Any]:
     """The paper's figures in per cent; see ``paper.yaml``."""
     found: dict[str, Any] = yaml.safe_load(files(__package__).joinpath("paper.yaml").read_text())
@@ -261,5 +261,5 @@ def _filled(settings: Settings, words: Mapping[str, str]) -> Settings:
 def texts(cells: Sequence[Cell], root: Path) -> Iterator[tuple[str, str]]:
     """Name and resolved settings of every cell, as YAML."""
     for cell in cells:
-        settings = cell.config(root).model_dump(mode="json", exclude={"out", "quiet", "workers"})
+        settings = cell.config(root).model_dump(mode="json", exclude=ELSEWHERE)
         yield cell.name, yaml.safe_dump({cell.command: settings}, sort_keys=False)

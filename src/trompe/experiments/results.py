@@ -45,11 +45,7 @@ class Results:
 
 def collect(grid: Grid, root: Path) -> Results:
     """Read the finished cells of ``grid`` under ``root``."""
-    controls = {
-        cell.network: root / cell.folder
-        for cell in grid.cells
-        if cell.section == "control" and is_finished(cell, root)
-    }
+    controls = {cell.network: cell for cell in grid.cells if cell.section == "control"}
     cells = [cell for cell in grid.cells if cell.section in SECTIONS]
     return Results(
         pd.DataFrame([row for cell in cells for row in _rates(cell, root, controls)]),
@@ -65,12 +61,11 @@ def family(explainer: str) -> str:
     return f"{kind}-t" if at_layer else kind
 
 
-def _rates(cell: Cell, root: Path, controls: dict[str, Path]) -> Iterator[dict[str, Any]]:
+def _rates(cell: Cell, root: Path, controls: dict[str, Cell]) -> Iterator[dict[str, Any]]:
     published = paper()
     judges = [family(spec) for spec in cell.settings["eval_explainer"]]
     found = _table(cell, root, "explanations")
-    control = controls.get(cell.network)
-    honest = None if control is None else pd.read_csv(control / "evaluation/explanations.csv")
+    honest = _table(controls.get(cell.network), root, "explanations")
     for target in ("c1", "c2") if cell.section == "active" else ("label",):
         line = published["active"][target] if target != "label" else {}
         line = line or published["passive"].get(cell.objective, {})
@@ -91,7 +86,7 @@ def _rates(cell: Cell, root: Path, controls: dict[str, Path]) -> Iterator[dict[s
             }
 
 
-def _accuracy(cell: Cell, root: Path, controls: dict[str, Path]) -> dict[str, Any]:
+def _accuracy(cell: Cell, root: Path, controls: dict[str, Cell]) -> dict[str, Any]:
     published = paper()
     name = "active" if cell.section == "active" else cell.objective
     printed = published["accuracy"].get(name, {}).get(cell.explainer, {}).get(cell.network)
@@ -100,10 +95,8 @@ def _accuracy(cell: Cell, root: Path, controls: dict[str, Path]) -> dict[str, An
     measured = _of(found, MANIPULATED)
     row = {key: measured.get(key, NAN) for key in ("top1", "top1_low", "top1_high", "top5")}
     original = _of(found, ORIGINAL).get("top1", NAN)
-    honest = controls.get(cell.network)
-    control = NAN
-    if honest is not None:
-        control = _of(pd.read_csv(honest / "evaluation/accuracy.csv"), MANIPULATED)["top1"]
+    honest = _table(controls.get(cell.network), root, "accuracy")
+    control = _of(honest, MANIPULATED).get("top1", NAN)
     return {
         **_place(cell, root),
         **row,
@@ -127,8 +120,8 @@ def _place(cell: Cell, root: Path) -> dict[str, Any]:
     }
 
 
-def _table(cell: Cell, root: Path, name: str) -> pd.DataFrame | None:
-    if not is_finished(cell, root):
+def _table(cell: Cell | None, root: Path, name: str) -> pd.DataFrame | None:
+    if cell is None or not is_finished(cell, root):
         return None
     return pd.read_csv(root / cell.folder / "evaluation" / f"{name}.csv")
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -142,9 +141,8 @@ def _on_ray(address: str) -> Iterator[Submit]:
             f"There is no Ray cluster at '{address}' ({error}); start one with: ray start --head."
         ) from error
     try:
-        resources: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        gpus = 1 if resources.get("GPU") else 0
-        task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_cell)
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_cell)
         yield lambda cell, root: task.remote(cell, root.resolve()).future()
     finally:
         ray.shutdown()

@@ -91,7 +91,7 @@ def _card(
         tiles = [
             Tile(
                 model,
-                _data_uri(overlay(image, maps[number])),
+                data_uri(overlay(image, maps[number])),
                 f"{words.explainer_name(view.explainer)} of the {model} model for {of}, on {name}",
                 verdicts.get((int(entry["index"]), view, model), []),
             )
@@ -103,7 +103,7 @@ def _card(
         for model, predicted in _models_in(entry["predictions"])
     ]
     alt = f"The image {name}, labelled {label}"
-    return Card(name, label, _data_uri(image), alt, predictions, rows)
+    return Card(name, label, data_uri(image), alt, predictions, rows)
 
 
 def _models_in(values: Mapping[str, T]) -> list[tuple[str, T]]:
@@ -141,5 +141,6 @@ def _webp(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def _data_uri(pixels: Pixels) -> str:
+def data_uri(pixels: Pixels) -> str:
+    """Pixels ``[H, W, 3]`` as a WebP that a page can hold."""
     return f"data:image/webp;base64,{base64.b64encode(_webp(pixels)).decode()}"

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
 from trompe import rundir
-from trompe.experiments import SECTIONS, Grid, Results, collect
+from trompe.experiments import SECTIONS, Cell, Grid, Results
 from trompe.report import words
-from trompe.report.grid_figures import draw_heatmaps, draw_transfer, network_name, short_name
+from trompe.report.gallery import data_uri
+from trompe.report.grid_figures import (
+    draw_heatmaps,
+    draw_transfer,
+    network_name,
+    records,
+    short_name,
+)
 from trompe.report.html import write_page
 
 
-def write_grid(grid: Grid, root: Path, command: str, failures: Mapping[str, str]) -> Path:
+def write_grid(
+    grid: Grid, results: Results, root: Path, command: str, failures: Mapping[Cell, str]
+) -> Path:
     """Write tables, figures and ``report.html`` of the finished cells under ``root``.
 
     Returns
@@ -30,13 +38,15 @@ def write_grid(grid: Grid, root: Path, command: str, failures: Mapping[str, str]
     TrompeError
         If a file can't be read or written.
     """
-    results = collect(grid, root)
     results.save(root / "tables")
     with rundir.replacing(root / "figures") as figures:
         figures.mkdir()
         drawn = draw_transfer(results.rates, figures) + draw_heatmaps(grid, root, figures)
         pictures = [
-            {"title": title, "source": _data_uri(figures / name), "name": name}
+            {
+                "title": title,
+                "source": data_uri(np.asarray(Image.open(figures / name).convert("RGB"))),
+            }
             for name, title in drawn
         ]
     return write_page(
@@ -48,7 +58,7 @@ def write_grid(grid: Grid, root: Path, command: str, failures: Mapping[str, str]
         sections=[_section(results, section) for section in SECTIONS],
         accuracy=_accuracy(results),
         pictures=pictures,
-        missing=_missing(grid, results, command, failures),
+        missing=_missing(results, command, failures),
         command=command,
         folders={cell.name: cell.folder for cell in grid.cells},
     )
@@ -106,35 +116,28 @@ def _section(results: Results, section: str) -> dict[str, Any]:
 def _ordered(
     rows: pd.DataFrame, networks: Sequence[str], explainers: Sequence[str]
 ) -> list[dict[str, Any]]:
-    by_place = {(r["network"], r["explainer"]): r for r in rows.to_dict("records")}
+    by_place = {(r["network"], r["explainer"]): r for r in records(rows)}
     return [
-        {str(k): v for k, v in by_place.get((network, explainer), {}).items()}
-        for network in networks
-        for explainer in explainers
+        by_place.get((network, explainer), {}) for network in networks for explainer in explainers
     ]
 
 
 def _accuracy(results: Results) -> list[dict[str, Any]]:
     return [
-        {str(k): v for k, v in row.items()}
+        row
         | {
             "network_name": network_name(row["network"]),
             "objective_name": words.objective_name(row["objective"]),
             "attacked_name": short_name(row["attacked"]),
         }
-        for row in results.accuracy.to_dict("records")
+        for row in records(results.accuracy)
     ]
 
 
 def _missing(
-    grid: Grid, results: Results, command: str, failures: Mapping[str, str]
+    results: Results, command: str, failures: Mapping[Cell, str]
 ) -> list[tuple[str, str, str]]:
     """Cells that are not finished: name, command that runs them, why they failed."""
+    why = {cell.name: failure for cell, failure in failures.items()}
     rows = results.accuracy[~results.accuracy["finished"]]
-    return [(c, f"{command} --cells {c}", failures.get(c, "")) for c in rows["cell"]]
-
-
-def _data_uri(path: Path) -> str:
-    buffer = io.BytesIO()
-    Image.open(path).convert("RGB").save(buffer, "WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return [(c, f"{command} --cells {c}", why.get(c, "")) for c in rows["cell"]]

@@ -55,7 +55,7 @@ def _matrices(rows: pd.DataFrame) -> Figure:
     size = (2.3 + len(networks) * (0.72 * len(explainers) + 0.2), 1.0 + 0.46 * len(attacks))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
-    records = {(r["network"], *(r[k] for k in keys), r["explainer"]): r for r in _records(rows)}
+    found = {(r["network"], *(r[k] for k in keys), r["explainer"]): r for r in records(rows)}
     for axes, network in zip(panels, networks, strict=True):
         axes.set_title(network_name(network), fontsize=10)
         axes.set_xlim(-0.5, len(explainers) - 0.5)
@@ -67,7 +67,7 @@ def _matrices(rows: pd.DataFrame) -> Figure:
             spine.set_visible(False)
         for y, attack in enumerate(attacks):
             for x, explainer in enumerate(explainers):
-                if record := records.get((network, *attack, explainer)):
+                if record := found.get((network, *attack, explainer)):
                     _square(axes, x, y, record)
     return figure
 
@@ -162,5 +162,6 @@ def _attack(objective: str, explainer: str, target: str) -> str:
     return f"{words.objective_name(objective)} by {short_name(explainer)}{of}"
 
 
-def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table by column name."""
     return [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")]

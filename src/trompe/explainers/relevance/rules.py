@@ -68,8 +68,8 @@ class Epsilon(Rule):
         """One flow, in proportion to all contributions."""
         s = summation
         weights = [s.weight] * len(s.inputs)
-        flow = Flow(s.apply, s.inputs, weights, s.bias, s.owners, relevance, self.epsilon)
-        return [replace(flow, computed=s.computed, pure=s.pure)]
+        given = (s.apply, s.inputs, weights, s.bias, s.owners, relevance, self.epsilon)
+        return [Flow(*given, computed=s.computed, pure=s.pure)]
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,8 @@ class Box(Rule):
         weights = [s.weight, -s.weight.clamp(min=0), -s.weight.clamp(max=0)]
         corners = [torch.zeros_like(a) + _per_channel(bound, a) for bound in (self.low, self.high)]
         inputs = [a, *corners]
-        flow = Flow(s.apply, inputs, weights, None, (0, 0, 0), relevance, self.stabiliser)
-        return [replace(flow, joint=s.joint)]
+        given = (s.apply, inputs, weights, None, (0, 0, 0), relevance, self.stabiliser)
+        return [Flow(*given, joint=s.joint)]
 
 
 @dataclass(frozen=True)
@@ -256,8 +256,8 @@ def _signed(
         weights, owners = [part(s.weight, side), part(s.weight, other)], (0, 0)
         joint = s.joint
     bias = None if s.bias is None else part(s.bias, side)
-    flow = Flow(s.apply, inputs, weights, bias, owners, relevance, stabiliser, positive)
-    return replace(flow, joint=joint)
+    given = (s.apply, inputs, weights, bias, owners, relevance, stabiliser, positive)
+    return Flow(*given, joint=joint)
 
 
 def _regardless(s: Summation, weight: Tensor, relevance: Tensor, stabiliser: float) -> Flow:
