@@ -109,6 +109,7 @@ def _section(results: Results, section: str) -> dict[str, Any]:
         "name": section,
         "networks": [network_name(n) for n in networks],
         "explainers": [short_name(e) for e in explainers],
+        "columns": [f"{network_name(n)}, {short_name(e)}" for n in networks for e in explainers],
         "lines": lines,
     }
 
