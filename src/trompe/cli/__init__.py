@@ -1,0 +1,25 @@
+"""The command line: ``trompe COMMAND``, a module per command.
+
+Options are the fields of the config of each command.
+"""
+
+import sys
+import warnings
+
+from rich.markup import escape
+
+from trompe.cli import evaluate, explain, fool, reproduce, train  # noqa: F401 - each registers its command
+from trompe.cli.app import app, errors
+from trompe.errors import TrompeError
+from trompe.memory import keep_freed_memory
+
+
+def main() -> None:
+    """Run the command line; exit code 2 for what can't be used, 130 when interrupted."""
+    keep_freed_memory()
+    warnings.showwarning = lambda message, *_: errors.print(f"[yellow]Note:[/] {message}")
+    try:
+        app()
+    except TrompeError as error:
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)

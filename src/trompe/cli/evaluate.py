@@ -1,0 +1,64 @@
+"""``trompe evaluate``."""
+
+from __future__ import annotations
+
+from trompe import rundir
+from trompe.cli.app import command, console
+from trompe.cli.reading import default_out, device_for, weights_in
+from trompe.cli.tables import show_evaluation
+from trompe.config import ELSEWHERE, EvaluateConfig
+from trompe.data import Pairs, load_data
+from trompe.evaluate import evaluate
+from trompe.explainers import parse_explainer
+from trompe.models import load_model
+from trompe.objectives import Active, parse_objective
+from trompe.report import write_report
+
+
+@command(
+    EvaluateConfig,
+    "trompe evaluate --model resnet50 --weights DEFAULT --manipulated runs/mine --data photos/val "
+    "--explainer grad-cam --objective location",
+)
+def evaluate_(config: EvaluateConfig) -> None:
+    """Compare a model with its manipulated version; write tables and a report."""
+
+    explainers = [parse_explainer(spec) for spec in config.explainer]
+    objectives = [parse_objective(spec) for spec in config.objective]
+    original, preprocessing = load_model(
+        config.model, config.weights, config.num_classes, seed=config.seed
+    )
+    others = [
+        None if path is None else load_model(config.model, path, config.num_classes).model
+        for path in (
+            weights_in(config.manipulated, "weights.safetensors"),
+            weights_in(config.control, "weights-control.safetensors"),
+        )
+    ]
+    data = load_data(
+        config.data,
+        preprocessing,
+        **config.model_dump(include={"limit", "seed", "corrupt", "check"}),
+    )
+    active = next((o for o in objectives if isinstance(o, Active)), None)
+    pairs = active and Pairs(data, active.c1, active.c2, size=config.pairs, seed=config.seed)
+    device = device_for(config.device)
+    manipulated, control = (None if m is None else m.to(device) for m in others)
+    assert manipulated is not None
+    out = config.out or default_out("evaluate", config.model)
+    settings = config.model_dump(mode="json", exclude=ELSEWHERE)
+    with rundir.opened(out, settings, rundir.fingerprint(manipulated, len(data))):
+        result = evaluate(
+            original.to(device),
+            manipulated,
+            data,
+            explainers=explainers,
+            objective=objectives,
+            control=control,
+            fool_data=pairs or None,
+            **config.model_dump(include={"batch_size", "workers", "quiet"}),
+        )
+        result.save(out / "evaluation")
+        if not config.quiet:
+            show_evaluation(result)
+        console.print(f"Report: {write_report(out)}", soft_wrap=True)

@@ -1,0 +1,101 @@
+"""``trompe demo`` and ``trompe fool``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trompe.cli.app import app, command, console, interruptible
+from trompe.cli.reading import default_out, model_and_data, read_eval_data
+from trompe.cli.tables import show_evaluation
+from trompe.config import ELSEWHERE, FoolConfig
+from trompe.data import Pairs
+from trompe.explainers import parse_explainer
+from trompe.fool import fool
+from trompe.objectives import Active, parse_objective
+from trompe.report import write_report
+
+
+@app.command(epilog="Example: trompe demo --out runs/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="run directory")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
+    quiet: Annotated[bool, typer.Option(help="show no progress and no tables")] = False,
+) -> None:
+    """Fool Grad-CAM on the embedded model and images, and write a report."""
+    with interruptible():
+        _fool(
+            FoolConfig(
+                model="embedded",
+                data="shapes:train",
+                eval_data="shapes:validation",
+                limit=2000,
+                lr=5e-3,
+                schedule="one-cycle",
+                steps=800,
+                batch_size=16,
+                weight=[6.0],
+                control=True,
+                out=out,
+                seed=seed,
+                quiet=quiet,
+                check=False,
+            )
+        )
+
+
+@command(
+    FoolConfig,
+    "trompe fool --model resnet50 --weights DEFAULT --data photos/train --eval-data photos/val "
+    "--explainer grad-cam --objective location --steps 500",
+)
+def fool_(config: FoolConfig) -> None:
+    """Fine-tune a model so that its explanations lie; evaluate and report."""
+    _fool(config)
+
+
+def _fool(config: FoolConfig) -> None:
+
+    explainers = [parse_explainer(spec) for spec in config.explainer]
+    objectives = [parse_objective(spec) for spec in config.objective]
+    judges = [parse_explainer(spec) for spec in config.eval_explainer or ()] or None
+    model, data, eval_data = model_and_data(config)
+    fool_data = eval_fool_data = None
+    for objective in objectives:
+        if isinstance(objective, Active):
+            classes = (objective.c1, objective.c2)
+            fool_data = Pairs(data, *classes, size=config.pairs, seed=config.seed)
+            if eval_data is not None:
+                if config.eval_limit is None:
+                    everything = eval_data
+                else:
+                    everything = read_eval_data(config, eval_data.preprocessing, limit=None)
+                eval_fool_data = Pairs(
+                    everything, *classes, size=config.eval_pairs, seed=config.seed
+                )
+    out = config.out or default_out("fool", config.model, *config.explainer, *config.objective)
+    result = fool(
+        model,
+        data,
+        explainer=explainers,
+        objective=objectives,
+        weight=config.weight,
+        fool_data=fool_data,
+        eval_data=eval_data,
+        eval_fool_data=eval_fool_data,
+        eval_explainer=judges,
+        run_dir=out,
+        notes=config.model_dump(mode="json", exclude=ELSEWHERE),
+        **config.model_dump(
+            include={
+                *("lr", "schedule", "steps", "batch_size", "fool_batch_size", "seed", "control"),
+                "max_accuracy_drop",
+                *("precision", "device", "checkpoint_every", "workers", "quiet"),
+            }
+        ),
+    )
+    if result.evaluation is not None and not config.quiet:
+        show_evaluation(result.evaluation)
+    console.print(f"Report: {write_report(out)}", soft_wrap=True)

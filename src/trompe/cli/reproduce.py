@@ -1,0 +1,134 @@
+"""``trompe reproduce``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.markup import escape
+
+from trompe.cli.app import app, console, errors, interruptible
+from trompe.cli.tables import show_grid
+from trompe.config import FoolConfig, TrainConfig
+from trompe.errors import TrompeError
+from trompe.experiments import (
+    SCALES,
+    SECTIONS,
+    Cell,
+    collect,
+    is_finished,
+    load_grid,
+    run_cells,
+    texts,
+)
+from trompe.progress import shown
+from trompe.report.grid import write_grid
+from trompe.specs import check_name
+
+# What `reproduce` can be asked for: the sections of the grid that it runs.
+WHAT: dict[str, tuple[str, ...]] = {
+    "all": SECTIONS,
+    "passive": ("passive",),
+    "active": ("active",),
+    "accuracy": SECTIONS,
+    "figures": (),
+}
+
+
+@app.command(epilog="Example: trompe reproduce all --scale embedded")
+def reproduce(
+    what: Annotated[
+        str, typer.Argument(help=f"{', '.join(WHAT)}: the cells to run, or 'figures' for none")
+    ] = "all",
+    scale: Annotated[
+        str, typer.Option(help=f"{', '.join(SCALES)}, or a YAML file laid out like theirs")
+    ] = "embedded",
+    cells: Annotated[
+        list[str] | None,
+        typer.Option(help="only cells of these names, e.g. 'location-*-vgg19'"),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="folder of the images")] = None,
+    base: Annotated[
+        list[str] | None,
+        typer.Option(help="NETWORK=FILE: weights to start from, instead of training them"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="SETTING=VALUE of every cell, e.g. device=cuda"),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="cells at a time (default: one per processor core)"),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="address of a Ray cluster to run the cells on, e.g. auto"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="directory of all runs (default: runs/reproduce-SCALE)"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="print the settings of every cell")] = False,
+) -> None:
+    """Run the paper's experiments; write its tables with the paper's figures beside ours.
+
+    A cell is a run of trompe fool. Finished cells are not run again, also after an interruption;
+    one that fails does not stop the others.
+    """
+    check_name("part of the grid", what, WHAT)
+    grid = load_grid(
+        scale, data=data, bases=_pairs(base, "--base"), given=_typed(_pairs(set_, "--set"))
+    )
+    root = out or Path("runs") / f"reproduce-{grid.scale}"
+    chosen = grid.chosen(WHAT[what], cells or []) if WHAT[what] else []
+    if dry_run:
+        for name, settings in texts(chosen, root):
+            print(f"# {name}\n{settings}---")
+        return
+    with interruptible(), shown("cells", len(chosen)) as progress:
+        waiting = {cell for cell in chosen if not is_finished(cell, root)}
+
+        def ended(cell: Cell, failure: str | None) -> None:
+            waiting.discard(cell)
+            if failure:
+                errors.print(f"[bold red]{cell.name}:[/] {escape(failure)}", soft_wrap=True)
+            progress(len(chosen) - len(waiting), {})
+
+        failures = run_cells(chosen, root, jobs=jobs, ray=ray, report=ended)
+    again = shlex.join(["trompe", *_without_cells(sys.argv[1:])])
+    results = collect(grid, root)
+    page = write_grid(grid, results, root, again, failures)
+    show_grid(results)
+    console.print(f"Report: {page}", soft_wrap=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given or ()]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise TrompeError(f"{option} takes NAME=VALUE, not '{name}{equals}{value}'.")
+    return {name: value for name, _, value in pairs}
+
+
+def _typed(given: dict[str, str]) -> dict[str, Any]:
+    known = {*FoolConfig.model_fields, *TrainConfig.model_fields}
+    for name in given:
+        check_name("setting", name, known)
+    return {name: yaml.safe_load(value) for name, value in given.items()}
+
+
+def _without_cells(words: list[str]) -> list[str]:
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--cells":
+            next(rest, None)
+        elif not word.startswith("--cells="):
+            kept.append(word)
+    return kept

@@ -1,0 +1,92 @@
+"""What the commands print when they end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Column, Table
+
+from trompe.cli.app import console
+from trompe.experiments import Results
+from trompe.report.grid_figures import network_name
+from trompe.report.words import points
+
+
+def show_evaluation(evaluation: Any) -> None:
+    """Accuracy of every model, and how often each explainer is fooled."""
+    accuracy = Table("model", "top-1 %", "95 % interval", "top-5 %", "agreement %")
+    for row in evaluation.accuracy.itertuples():
+        accuracy.add_row(
+            row.model,
+            percent(row.top1),
+            f"{percent(row.top1_low)} to {percent(row.top1_high)}",
+            percent(row.top5),
+            percent(row.agreement),
+        )
+    console.print(accuracy)
+    fooled = Table(Column("explainer", overflow="fold"), "fooled %", "95 % interval", "test loss")
+    for (objective, target, model), rows in evaluation.explanations.groupby(
+        ["objective", "target", "model"], sort=False
+    ):
+        fooled.add_section()
+        where = "" if target == "label" else f", {target}"
+        fooled.add_row(f"[bold]{escape(objective)}{where}: {model}[/]")
+        for row in rows.itertuples():
+            fooled.add_row(
+                escape(row.explainer) + (" *" if row.attacked else ""),
+                percent(row.fsr),
+                f"{percent(row.fsr_low)} to {percent(row.fsr_high)}",
+                f"{row.test_loss_mean:.3f}",
+            )
+    if fooled.row_count:
+        console.print(fooled)
+        console.print("* attacked: in the loss of the fine-tuning")
+
+
+def show_conservation(name: str, table: Any) -> None:
+    """How much relevance every layer keeps, and what takes the rest."""
+    *layers, arrived = table.itertuples()
+    causes = {"bias": "biases", "stabiliser": "stabilisers", "other": "other causes"}
+    shown = Table(
+        "layer",
+        Column("rule", overflow="fold"),
+        "receives %",
+        *(f"{cause} %" for cause in causes),
+        title=name,
+    )
+    for row in layers:
+        layer = f"{row.layer or 'model'} {row.operation}"
+        shares = (row.received, row.bias, row.stabiliser, row.other)
+        shown.add_row(escape(layer), escape(row.rule), *map(percent, shares))
+    console.print(shown)
+    console.print(
+        f"{percent(arrived.received)} % of the logit arrives at {arrived.layer}; lost are "
+        + ", ".join(f"{percent(table[c].sum())} % to {words}" for c, words in causes.items())
+        + "."
+    )
+
+
+def show_grid(results: Results) -> None:
+    """Each cell of the grid, explained by what it attacked."""
+    shown = Table("network", "objective", "attacked", "fooled %", "paper", "top-1", "paper")
+    accuracy = results.accuracy.set_index("cell")
+    for row in results.rates[results.rates["on_diagonal"]].to_dict("records"):
+        lost = accuracy.loc[row["cell"]]
+        target = "" if row["target"] == "label" else f", {row['target']}"
+        shown.add_row(
+            network_name(row["network"]),
+            row["objective"] + target,
+            row["attacked"],
+            percent(row["fsr"]) if row["finished"] else "not run",
+            percent(row["paper_fsr"]),
+            points(-lost["drop"]),
+            points(-lost["paper_drop"]),
+        )
+    console.print(shown)
+    console.print("Each model explained by what was attacked; top-1: change in points.")
+
+
+def percent(share: float) -> str:
+    """A share in percent, with one digit."""
+    return "–" if share != share else f"{round(100 * share, 1) + 0.0:.1f}"

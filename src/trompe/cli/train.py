@@ -1,0 +1,38 @@
+"""``trompe train``."""
+
+from __future__ import annotations
+
+from trompe.cli.app import command, console
+from trompe.cli.reading import default_out, model_and_data
+from trompe.config import ELSEWHERE, TrainConfig
+from trompe.report import write_report
+from trompe.train import train
+
+
+@command(
+    TrainConfig,
+    "trompe train --model resnet18 --num-classes 10 --data photos/train --eval-data photos/val "
+    "--epochs 20",
+)
+def train_(config: TrainConfig) -> None:
+    """Train or fine-tune a model on a dataset: the base model to start from."""
+
+    model, data, eval_data = model_and_data(config)
+    out = config.out or default_out("train", config.model)
+    result = train(
+        model,
+        data,
+        eval_data=eval_data,
+        run_dir=out,
+        notes=config.model_dump(mode="json", exclude=ELSEWHERE),
+        **config.model_dump(
+            include={
+                *("epochs", "lr", "batch_size", "weight_decay", "label_smoothing", "seed"),
+                *("precision", "device", "checkpoint_every", "workers", "quiet"),
+            }
+        ),
+    )
+    if result.top1 is not None:
+        console.print("Top-1 accuracy {:.1%} (95 % interval {:.1%} to {:.1%})".format(*result.top1))
+    console.print(f"Weights: {out / 'weights.safetensors'}", soft_wrap=True)
+    console.print(f"Report: {write_report(out)}", soft_wrap=True)
