@@ -26,6 +26,7 @@ from zennit.composites import EpsilonPlus
 from zennit.torchvision import ResNetBasicBlockCanonizer, ResNetBottleneckCanonizer
 
 from trompe import LRP, Location
+from trompe.memory import keep_freed_memory
 
 PAPERS_LAYERS = {
     "vgg19": "features.34:input",
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     if options.peak:
         name, candidate, size = options.peak
         work = values(name, batch(int(size)))[candidate]
