@@ -78,15 +78,17 @@ def test_an_empty_map_has_its_center_in_the_middle_and_a_finite_gradient():
 def test_opposition_is_the_surplus_of_what_speaks_against_the_class(one, scale):
     (raw,) = one
     raw = (raw - 1).requires_grad_()
-    opposition = maps.opposition(raw)
+    opposition = maps.opposition(raw, raw.detach().abs().mean())
     for i in range(len(raw)):
         values = raw[i].flatten().tolist()
         surplus = max(0.0, -math.fsum(values)) / math.fsum(raw.abs().flatten().tolist()) * len(raw)
         assert opposition[i].item() == pytest.approx(surplus, rel=1e-4, abs=1e-6)
-    torch.testing.assert_close(maps.opposition(raw * scale), opposition)
+    torch.testing.assert_close(
+        maps.opposition(raw * scale, (raw * scale).detach().abs().mean()), opposition
+    )
     opposition.sum().backward()
     lifted = raw.detach() - raw.grad * 1e6
-    assert (maps.opposition(lifted) == 0).all()
+    assert (maps.opposition(lifted, lifted.abs().mean()) == 0).all()
 
 
 @given(pairs_of_maps(1), st.floats(0.1, 100), st.floats(-5, 5))

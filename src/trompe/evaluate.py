@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import pandas as pd
 import torch
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from trompe import rundir
+from trompe import processes, rundir
 from trompe.errors import TrompeError
 from trompe.explainers import Explainer, Recording
 from trompe.maps import is_empty, spearman
@@ -200,6 +200,17 @@ def placed(images: Tensor, model: nn.Module) -> Tensor:
     return images.to(next(model.parameters()).device, memory_format=torch.channels_last)
 
 
+def in_turn(
+    data: Images, batch_size: int, workers: int = 0
+) -> Iterator[tuple[range, Tensor, Tensor]]:
+    """This process's share of the batches of ``data``: indices, images, labels."""
+    rows = range(len(data))
+    batches = processes.share([rows[i : i + batch_size] for i in rows[::batch_size]])
+    loader: Any = DataLoader(cast(Any, data), batch_sampler=cast(Any, batches), num_workers=workers)
+    for indices, (images, labels) in zip(batches, loader, strict=True):
+        yield indices, images, torch.as_tensor(labels)
+
+
 def class_count(model: nn.Module, image: Tensor) -> int:
     """How many classes the model tells apart, seen from one image ``[3, H, W]``."""
     with torch.no_grad(), evaluation_mode(model), Recording(model, ()) as forward:
@@ -243,25 +254,28 @@ def _sweep(
     sample = placed(data[0][0][None], models[ORIGINAL])
     used = [e.resolve(models[ORIGINAL], sample) for e in explainers] if objectives else []
     kept = set(range(0, size, max(1, -(-size // gallery)))) if gallery and objectives else set()
-    pictures = _Pictures(data)
-    predictions: list[pd.DataFrame] = []
-    rows: list[pd.DataFrame] = []
-    loader: Any = DataLoader(cast(Any, data), batch_size=batch_size, num_workers=workers)
+    found: list[_Batch] = []
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluation_mode(model))
         report = stack.enter_context(shown("evaluate", size, quiet=quiet))
-        start = 0
-        for images, labels in loader:
+        for indices, images, labels in in_turn(data, batch_size, workers):
             images = placed(images, models[ORIGINAL])
-            labels = torch.as_tensor(labels).to(images.device)
-            indices = range(start, start + len(labels))
+            labels = labels.to(images.device)
             logits, heatmaps = _explain(models, images, labels, used, objectives)
-            predictions.append(_predictions(indices, data, labels, logits))
-            for explainer in used:
-                for objective in objectives:
-                    mark = (str(explainer), str(objective)) in marks
-                    rows += _judge(indices, labels, explainer, objective, heatmaps, mark)
+            rows = [
+                frame
+                for explainer in used
+                for objective in objectives
+                for frame in _judge(
+                    indices,
+                    labels,
+                    explainer,
+                    objective,
+                    heatmaps,
+                    (str(explainer), str(objective)) in marks,
+                )
+            ]
             explained = {
                 target: classes
                 for objective in objectives
@@ -269,15 +283,32 @@ def _sweep(
                     objective.targets, objective.classes(labels), strict=True
                 )
             }
-            for index in sorted(kept & set(indices)):
-                pictures.add(index, index - start, images, labels, explained, logits, heatmaps)
-            start += len(labels)
-            report(start, {})
+            pictures = [
+                _picture(data, i, i - indices[0], images, labels, explained, logits, heatmaps)
+                for i in sorted(kept & set(indices))
+            ]
+            found.append(_Batch(_predictions(indices, data, labels, logits), rows, pictures))
+            report(indices[-1] + 1, {})
+    found = processes.merged(found)
+    frames = [frame for batch in found for frame in batch.rows]
     return (
-        pd.concat(predictions, ignore_index=True),
-        pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(),
-        pictures.gallery(),
+        pd.concat([batch.predictions for batch in found], ignore_index=True),
+        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),
+        _gallery([picture for batch in found for picture in batch.pictures]),
     )
+
+
+@dataclass(frozen=True)
+class _Picture:
+    pixels: Tensor
+    caption: dict[str, Any]
+    heatmaps: dict[tuple[str, str, str], Tensor]
+
+
+class _Batch(NamedTuple):
+    predictions: pd.DataFrame
+    rows: list[pd.DataFrame]
+    pictures: list[_Picture]
 
 
 # (model, class key, explainer) -> heatmaps [N, h, w]
@@ -388,53 +419,43 @@ def _summary(maps: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-class _Pictures:
-    """Collects the gallery while the sweep goes on."""
-
-    def __init__(self, data: Images) -> None:
-        self.data = data
-        self.images: list[Tensor] = []
-        self.captions: list[dict[str, Any]] = []
-        self.heatmaps: dict[tuple[str, str, str], list[Tensor]] = {}
-
-    def add(
-        self,
-        index: int,
-        row: int,
-        images: Tensor,
-        labels: Tensor,
-        explained: Mapping[str, Tensor],
-        logits: Mapping[str, Tensor],
-        heatmaps: Heatmaps,
-    ) -> None:
-        self.images.append(_pixels(self.data, images[row].cpu()))
-        for (model, target, explainer), maps in heatmaps.items():
-            self.heatmaps.setdefault((explainer, target, model), []).append(maps[row].cpu())
-        self.captions.append(
-            {
-                "index": index,
-                "name": _name(self.data, index),
-                "label": int(labels[row]),
-                "label_name": self._class(labels[row]),
-                "target_names": {t: self._class(classes[row]) for t, classes in explained.items()},
-                "predictions": {
-                    model: self._class(scores[row].argmax()) for model, scores in logits.items()
-                },
-            }
-        )
-
-    def _class(self, label: Tensor) -> str:
-        classes = getattr(self.data, "classes", None)
+def _picture(
+    data: Images,
+    index: int,
+    row: int,
+    images: Tensor,
+    labels: Tensor,
+    explained: Mapping[str, Tensor],
+    logits: Mapping[str, Tensor],
+    heatmaps: Heatmaps,
+) -> _Picture:
+    def named(label: Tensor) -> str:
+        classes = getattr(data, "classes", None)
         return str(label.item()) if classes is None else str(classes[int(label)])
 
-    def gallery(self) -> Gallery | None:
-        if not self.images:
-            return None
-        return Gallery(
-            torch.stack(self.images),
-            {key: torch.stack(maps) for key, maps in self.heatmaps.items()},
-            self.captions,
-        )
+    caption = {
+        "index": index,
+        "name": _name(data, index),
+        "label": int(labels[row]),
+        "label_name": named(labels[row]),
+        "target_names": {t: named(classes[row]) for t, classes in explained.items()},
+        "predictions": {model: named(scores[row].argmax()) for model, scores in logits.items()},
+    }
+    maps = {
+        (explainer, target, model): maps[row].cpu()
+        for (model, target, explainer), maps in heatmaps.items()
+    }
+    return _Picture(_pixels(data, images[row].cpu()), caption, maps)
+
+
+def _gallery(pictures: Sequence[_Picture]) -> Gallery | None:
+    if not pictures:
+        return None
+    return Gallery(
+        torch.stack([picture.pixels for picture in pictures]),
+        {key: torch.stack([p.heatmaps[key] for p in pictures]) for key in pictures[0].heatmaps},
+        [picture.caption for picture in pictures],
+    )
 
 
 def _pixels(data: Images, image: Tensor) -> Tensor:

@@ -15,15 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
-from trompe import rundir
+from trompe import processes, rundir
 from trompe.budget import Budget, parted
 from trompe.errors import TrompeError
 from trompe.evaluate import (
@@ -36,12 +34,11 @@ from trompe.evaluate import (
     evaluate,
     placed,
 )
-from trompe.explainers import LRP, Explainer, GradCAM, Recording, SimpleGrad
-from trompe.loop import Batches, Loss, accelerator_for, optimise
-from trompe.maps import opposition
+from trompe.explainers import LRP, Explainer, GradCAM, SimpleGrad
+from trompe.loop import Batches, accelerator_for, optimise
 from trompe.models import save_weights
-from trompe.models.layers import evaluation_mode
-from trompe.objectives import Maps, Objective
+from trompe.objectives import Objective
+from trompe.step import StepLoss, Term
 
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, float, int], LRScheduler]] = {
     "constant": lambda optimizer, lr, steps: ConstantLR(optimizer, 1.0),
@@ -49,18 +46,6 @@ SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, float, int], LRScheduler]]
         optimizer, lr, total_steps=steps, pct_start=0.1, cycle_momentum=False
     ),
 }
-
-
-@dataclass(frozen=True)
-class Term:
-    """One explainer pulled by one objective, with its weight λ."""
-
-    explainer: Explainer
-    objective: Objective
-    weight: float
-
-    def __str__(self) -> str:
-        return f"{self.explainer} {self.objective}"
 
 
 @dataclass(frozen=True)
@@ -126,6 +111,9 @@ def fool(
     Beyond the paper, `maps.opposition` of the attacked maps is added to the loss, without λ: where
     it is above 0 the logit has been driven below 0, which costs no accuracy if all are, and the
     heatmap, what is left above 0, says little; or nothing, and then has no gradient either.
+
+    Under ``torchrun`` or ``accelerate launch`` every process takes its share of each batch and of
+    the evaluation; the main one writes. The result is that of one process with the same batches.
 
     Parameters
     ----------
@@ -254,7 +242,7 @@ def fool(
                 workers=workers,
                 quiet=quiet,
             )
-            if directory is not None:
+            if directory is not None and processes.is_main():
                 evaluation.save(directory / "evaluation")
         return FoolResult(manipulated, honest, history, honest_history, evaluation, directory)
 
@@ -289,65 +277,27 @@ def _fine_tune(
     weights = directory and directory / f"weights{stem}.safetensors"
     table = directory and directory / f"history{stem}.csv"
     folder = directory and directory / "checkpoints" / name
-    if weights and table and weights.exists() and table.exists():
+    if weights and table and processes.from_main(lambda: weights.exists() and table.exists()):
         model.load_state_dict(load_file(weights))
         return model.to(accelerator.device), pd.read_csv(table)
 
     model.eval().requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     scheduler = SCHEDULES[schedule](optimizer, lr, steps)
-    prepared, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    passive = [t for t in terms if not t.objective.on_composites]
-    composed = [t for t in terms if t.objective.on_composites]
-    parted = [(passive, batches)] + [
-        ([t for t in composed if t.objective == objective], fool_batches)
-        for objective in dict.fromkeys(t.objective for t in composed)
-        if fool_batches is not None
-    ]
-    groups = [
-        _Group(original, chosen, source, folder and folder / f"group-{i}")
-        for i, (chosen, source) in enumerate(parted)
-    ]
-
-    def loss(step: list[list[Tensor]]) -> Loss:
-        parts: dict[str, Tensor] = {}
-        total: Tensor | float = 0.0
-        successes: list[Tensor] = []
-        factor = budget.factor if budget else 1.0
-        for group in groups:
-            indices, images, labels = step[sources.index(group.batches)]
-            images, labels = placed(images, original), labels.to(accelerator.device)
-            with Recording(prepared, group.explainers) as forward:
-                logits = forward(images)
-                if group is groups[0]:
-                    total = F.cross_entropy(logits.float(), labels)
-                    parts["classification"] = total
-                found, opposed = group.losses(forward, indices, images, labels)
-                for term, value, success in found:
-                    parts[str(term)] = value
-                    total = total + factor * term.weight * value
-                    successes.append(success)
-                if found:
-                    parts["opposition"] = parts.get("opposition", 0) + opposed
-                    total = total + opposed
-        assert isinstance(total, Tensor)
-        figures = {"success": torch.stack(successes).mean().item()} if successes else {}
-        if budget:
-            figures |= {"factor": factor, "drop": budget.drop}
-        return Loss(total, parts, figures)
-
-    sources = list(dict.fromkeys(group.batches for group in groups))
+    prepared = accelerator.prepare_model(model, evaluation_mode=True)
+    optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
+    loss = StepLoss(original, prepared, terms, batches, fool_batches, folder=folder, budget=budget)
     rows = optimise(
         accelerator,
         prepared,
         optimizer,
-        sources,
+        loss.sources,
         loss,
         steps=steps,
         title=name,
         directory=folder,
         checkpoint_every=checkpoint_every,
-        extra=[*(group.kept for group in groups), *([budget] if budget else [])],
+        extra=[*loss.kept, *([budget] if budget else [])],
         after=partial(budget.check, original, accelerator.unwrap_model(prepared))
         if budget
         else None,
@@ -361,115 +311,12 @@ def _fine_tune(
         parameter.requires_grad_(before.requires_grad)
         parameter.grad = None
     history = pd.DataFrame(rows)
-    if weights and table and folder:
+    if weights and table and folder and processes.is_main():
         save_weights(tuned, weights)
         with rundir.replacing(table) as new:
             history.to_csv(new, index=False)
         rundir.remove(folder)
     return tuned, history
-
-
-class _Group:
-    """Terms that explain the same classes of the same images, from one forward pass."""
-
-    def __init__(
-        self, original: nn.Module, terms: list[Term], batches: Batches, folder: Path | None
-    ) -> None:
-        self.terms = terms
-        self.batches = batches
-        self.explainers = tuple(dict.fromkeys(t.explainer for t in terms))
-        self.kept = _OriginalMaps(
-            original,
-            tuple(dict.fromkeys(t.explainer for t in terms if t.objective.needs_original)),
-            batches,
-            folder,
-        )
-
-    def losses(
-        self, forward: Recording, indices: Tensor, images: Tensor, labels: Tensor
-    ) -> tuple[list[tuple[Term, Tensor, Tensor]], Tensor]:
-        """Loss and success rate of every term on one recorded batch, and the maps' opposition."""
-        if not self.terms:
-            return [], images.new_zeros(())
-        classes = self.terms[0].objective.classes(labels)
-        raw = [dict(zip(self.explainers, forward.maps(c), strict=True)) for c in classes]
-        heatmaps = [{e: e.heatmap(m) for e, m in target.items()} for target in raw]
-        before = self.kept.maps(indices, images, classes)
-        result = []
-        for term in self.terms:
-            maps = tuple(target[term.explainer] for target in heatmaps)
-            original = before.get(term.explainer)
-            value = term.objective.loss(maps, original).mean()
-            with torch.no_grad():
-                losses = term.objective.test_loss(tuple(m.detach() for m in maps), original)
-                fooled = torch.stack([term.objective.fooled(t) for t in losses]).float().mean()
-            result.append((term, value, fooled))
-        against = [opposition(maps).mean() for target in raw for maps in target.values()]
-        return result, torch.stack(against).sum()
-
-
-class _OriginalMaps:
-    """The original's heatmaps, computed when an image is first met and kept from then on.
-
-    Which images are done belongs to the checkpoint; the maps themselves lie in memory, or in files
-    beside the checkpoints. Maps of augmented images are not kept.
-    """
-
-    def __init__(
-        self,
-        original: nn.Module,
-        explainers: tuple[Explainer, ...],
-        batches: Batches,
-        folder: Path | None,
-    ) -> None:
-        self.original = original
-        self.explainers = explainers
-        self.folder = folder
-        self.keep = not getattr(batches.data, "augmented", False)
-        self.done = torch.zeros(batches.size, dtype=torch.bool)
-        self.store: dict[Explainer, Tensor] = {}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"done": self.done}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.done = state["done"]
-
-    def maps(self, indices: Tensor, images: Tensor, classes: Maps) -> dict[Explainer, Maps]:
-        """One heatmap batch per explainer and class."""
-        if not self.explainers:
-            return {}
-        if not self.keep:
-            return self._explain(images, classes)
-        rows = indices.cpu()
-        missing = ~self.done[rows]
-        if bool(missing.any()):
-            for explainer, heatmaps in self._explain(images, classes).items():
-                found = torch.stack(heatmaps, 1).cpu()
-                self._stored(explainer, found)[rows[missing]] = found[missing]
-            self.done[rows] = True
-        return {
-            e: tuple(self._stored(e)[rows].to(images.device).unbind(1)) for e in self.explainers
-        }
-
-    @torch.no_grad()
-    def _explain(self, images: Tensor, classes: Maps) -> dict[Explainer, Maps]:
-        with evaluation_mode(self.original), Recording(self.original, self.explainers) as forward:
-            forward(images)
-            found = [forward.heatmaps(c) for c in classes]
-        return dict(zip(self.explainers, zip(*found, strict=True), strict=True))
-
-    def _stored(self, explainer: Explainer, like: Tensor | None = None) -> Tensor:
-        if explainer not in self.store:
-            path = self.folder and self.folder / f"maps-{self.explainers.index(explainer)}.npy"
-            if path is not None and bool(self.done.any()):
-                array: Any = np.lib.format.open_memmap(path, "r+")
-            else:
-                assert like is not None
-                shape = (len(self.done), *like.shape[1:])
-                array = rundir.array(path, shape) if path else np.zeros(shape, np.float32)
-            self.store[explainer] = torch.from_numpy(array)
-        return self.store[explainer]
 
 
 def _terms(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from trompe import rundir
+from trompe import processes, rundir
 from trompe.errors import TrompeError
 from trompe.progress import shown
 
@@ -34,10 +38,20 @@ class Batches:
     """Batches as a function of the step alone, so that a resumed run sees what it would have seen.
 
     Permutations of the data follow one another without a gap and are cut into batches. Items come
-    with their index first.
+    with their index first. Of several processes each gets its share of every batch.
+
+    Raises
+    ------
+    TrompeError
+        If the processes can't share a batch evenly.
     """
 
     def __init__(self, data: Any, batch_size: int, seed: int, workers: int = 0) -> None:
+        if batch_size % processes.count():
+            raise TrompeError(
+                f"A batch of {batch_size} can't be shared by {processes.count()} processes; choose "
+                "a multiple."
+            )
         self.data = data
         self.size = len(data)
         self.batch_size = batch_size
@@ -57,7 +71,8 @@ class Batches:
     def _indices(self, step: int) -> list[tuple[int, int]]:
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         return [
-            (self._permutation(p // self.size)[p % self.size], p // self.size) for p in positions
+            (self._permutation(p // self.size)[p % self.size], p // self.size)
+            for p in processes.share(positions)
         ]
 
     def _permutation(self, epoch: int) -> list[int]:
@@ -119,16 +134,20 @@ def optimise(
     """
     history = _History()
     accelerator.register_for_checkpointing(history, *extra)
-    if directory is not None and (last := _latest(directory)) is not None:
-        accelerator.load_state(str(last))
+    if directory is not None:
+        last = processes.from_main(lambda: _latest(directory))
+        if last is not None:
+            accelerator.load_state(str(last))
     start = len(history.rows)
     sources = [source.between(start, steps) for source in batches]
     with shown(title, steps, quiet=quiet, start=start) as report:
         for step in range(start, steps):
             result = loss([next(source) for source in sources])
-            row = {"step": step + 1, **_finite(result, step + 1), **result.figures}
+            row = {"step": step + 1, **_figures(result, accelerator.device)}
+            _check_finite(row)
             optimizer.zero_grad()
             accelerator.backward(result.total)
+            processes.average_gradients(model)
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
@@ -153,16 +172,19 @@ class _History:
         self.rows[:] = json.loads(state["rows"])
 
 
-def _finite(result: Loss, step: int) -> dict[str, float]:
-    figures = {name: part.item() for name, part in result.parts.items()}
-    figures["loss"] = result.total.item()
-    for name, value in figures.items():
-        if not torch.isfinite(torch.tensor(value)):
+def _figures(result: Loss, device: torch.device) -> dict[str, float]:
+    parts = {name: part.item() for name, part in result.parts.items()}
+    return processes.averaged({"loss": result.total.item(), **parts, **result.figures}, device)
+
+
+def _check_finite(row: Mapping[str, float]) -> None:
+    for name in [*(name for name in row if name != "loss"), "loss"]:
+        if not math.isfinite(row[name]):
             raise TrompeError(
-                f"The loss is not finite at step {step}: the part '{name}' is {value}. The last "
-                "checkpoint is kept; lower the learning rate or the weight, or use full precision."
+                f"The loss is not finite at step {row['step']}: the part '{name}' is {row[name]}. "
+                "The last checkpoint is kept; lower the learning rate or the weight, or use full "
+                "precision."
             )
-    return {"loss": figures["loss"], **figures}
 
 
 def _mean(rows: list[dict[str, float]], key: str) -> float:
@@ -182,9 +204,12 @@ def _save(accelerator: Accelerator, model: nn.Module, directory: Path, step: int
                 "kept; lower the learning rate or the weight, or use full precision."
             )
     older = _latest(directory)
-    with rundir.replacing(directory / f"step-{step}") as new:
-        accelerator.save_state(str(new))
-    if older is not None:
+    new, main = directory / f"step-{step}", processes.is_main()
+    with rundir.replacing(new) if main else nullcontext(rundir.unfinished(new)) as at:
+        processes.wait()
+        accelerator.save_state(str(at))
+        processes.wait()
+    if older is not None and main:
         rundir.remove(older)
 
 
@@ -203,9 +228,9 @@ def accelerator_for(device: str | None, precision: str) -> Accelerator:
     if device not in (None, "cpu", "cuda"):
         raise TrompeError(f"There is no device '{device}'; choose cpu or cuda.")
     AcceleratorState._reset_state(reset_partial_state=device is not None)
-    accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
-    if accelerator.num_processes > 1:
-        raise TrompeError(
-            "Fooling and training run in one process; start trompe without a launcher."
-        )
-    return accelerator
+    launched = "LOCAL_RANK" in os.environ
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=device == "cpu" or (launched and not torch.cuda.is_available()),
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )

@@ -25,14 +25,14 @@ def by_maximum(maps: Tensor) -> Tensor:
     return positive / positive.amax((1, 2), keepdim=True).clamp_min(_tiny(positive))
 
 
-def opposition(maps: Tensor) -> Tensor:
+def opposition(maps: Tensor, size: Tensor) -> Tensor:
     """How far each raw map speaks against its class in sum: ``[N]``, 0 where it does not.
 
-    Minus the mean of the map, as a share of the mean size of all entries of the batch (which has no
-    gradient; one map's own size may be next to 0).
+    Minus the mean of the map, as a share of ``size``, the mean size of all entries of the batch
+    (one map's own may be next to 0).
     """
     maps = full_precision(maps)
-    return (-maps.mean((1, 2))).relu() / maps.detach().abs().mean().clamp_min(_tiny(maps))
+    return (-maps.mean((1, 2))).relu() / size.clamp_min(_tiny(maps))
 
 
 def min_max(maps: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trompe import processes
+
 Report = Callable[[int, Mapping[str, float]], None]
 
 PLAIN_SECONDS = 10.0
@@ -21,7 +23,7 @@ def shown(title: str, total: int, *, quiet: bool = False, start: int = 0) -> Ite
 
     Yields a function to call with the number of finished steps and the figures to show.
     """
-    if quiet:
+    if quiet or not processes.is_main():
         yield lambda done, figures: None
     elif sys.stderr.isatty():
         with Progress(

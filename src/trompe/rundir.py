@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
+from trompe import processes
 from trompe.errors import TrompeError
 
 CONFIG = "config.yaml"
@@ -50,8 +51,8 @@ def opened(directory: Path, config: Mapping[str, Any], fingerprint: str) -> Iter
     TrompeError
         If another process holds it, or it holds another run or other files, or can't be written.
     """
-    with locked(directory):
-        _claim(directory, config, fingerprint)
+    with locked(directory) if processes.is_main() else nullcontext():
+        processes.from_main(lambda: _claim(directory, config, fingerprint))
         yield directory
 
 
@@ -148,7 +149,7 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path that takes the place of ``path`` (file or directory) when done."""
-    new = path.with_name(f".{path.name}.new")
+    new = unfinished(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if new.is_dir():
@@ -157,6 +158,11 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(new, path)
+
+
+def unfinished(path: Path) -> Path:
+    """Where `replacing` writes until it is done."""
+    return path.with_name(f".{path.name}.new")
 
 
 def fingerprint(model: nn.Module, *more: object) -> str:

@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from trompe import rundir
+from trompe import processes, rundir
 from trompe.errors import TrompeError
-from trompe.evaluate import Images, check_labels, class_count, placed
+from trompe.evaluate import Images, check_labels, class_count, in_turn, placed
 from trompe.loop import Batches, Loss, accelerator_for, optimise
 from trompe.metrics import in_top, rate
 from trompe.models import evaluation_mode, save_weights
@@ -80,6 +79,8 @@ def train(
     if not len(data):
         raise TrompeError("There is no image to train on.")
     accelerator = accelerator_for(device, precision)
+    if processes.count() > 1:
+        raise TrompeError("Training runs in one process; start trompe train without a launcher.")
     model = copy.deepcopy(model).to(accelerator.device)
     count = class_count(model, data[0][0])
     for dataset in (data, eval_data):
@@ -161,9 +162,8 @@ def accuracy(
     model: nn.Module, data: Images, *, batch_size: int = 64, workers: int = 0
 ) -> tuple[float, float, float]:
     """Top-1 accuracy with its bootstrap 95 % interval."""
-    hits: list[bool] = []
-    loader: Any = DataLoader(data, batch_size=batch_size, num_workers=workers)  # type: ignore[arg-type]
+    hits = []
     with evaluation_mode(model):
-        for images, labels in loader:
-            hits += in_top(model(placed(images, model)).cpu(), labels, 1).tolist()
-    return rate(hits)
+        for _, images, labels in in_turn(data, batch_size, workers):
+            hits.append(in_top(model(placed(images, model)).cpu(), labels, 1).tolist())
+    return rate([hit for batch in processes.merged(hits) for hit in batch])

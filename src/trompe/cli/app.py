@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from trompe import processes
 from trompe.config import Config, read
 
 COMMANDS = ("demo", "fool", "evaluate", "explain", "train", "reproduce")
@@ -36,8 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-console = Console()
-errors = Console(stderr=True)
+console = Console(quiet=not processes.is_main())
+errors = Console(stderr=True, quiet=not processes.is_main())
 
 
 def command(config: type[Config], example: str) -> Callable[[Callable[[Any], None]], None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trompe import rundir
+from trompe import processes, rundir
 from trompe.cli.app import command, console
 from trompe.cli.reading import default_out, device_for, weights_in
 from trompe.cli.tables import show_evaluation
@@ -58,7 +58,8 @@ def evaluate_(config: EvaluateConfig) -> None:
             fool_data=pairs or None,
             **config.model_dump(include={"batch_size", "workers", "quiet"}),
         )
-        result.save(out / "evaluation")
-        if not config.quiet:
-            show_evaluation(result)
-        console.print(f"Report: {write_report(out)}", soft_wrap=True)
+        if processes.is_main():
+            result.save(out / "evaluation")
+            if not config.quiet:
+                show_evaluation(result)
+            console.print(f"Report: {write_report(out)}", soft_wrap=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trompe import processes
 from trompe.cli.app import app, command, console, interruptible
 from trompe.cli.reading import default_out, model_and_data, read_eval_data
 from trompe.cli.tables import show_evaluation
@@ -98,4 +99,5 @@ def _fool(config: FoolConfig) -> None:
     )
     if result.evaluation is not None and not config.quiet:
         show_evaluation(result.evaluation)
-    console.print(f"Report: {write_report(out)}", soft_wrap=True)
+    if processes.is_main():
+        console.print(f"Report: {write_report(out)}", soft_wrap=True)
