@@ -1,0 +1,59 @@
+"""`evaluate` with five explainers on two models against the explanations' own time."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import TensorDataset
+
+from benchmarks.measure import Row, Work, medians
+from benchmarks.networks import PAPERS_LAYERS, batch, network
+from trompe import LRP, GradCAM, Location, SimpleGrad, TopK, evaluate
+
+IMAGES = 16
+
+
+def candidates(name: str, size: int) -> dict[str, tuple[Work, str, float | None]]:
+    """`evaluate`, and each of its explainers by itself on both models."""
+    models = [network(name), network(name)]
+    images, labels = batch(size, IMAGES), torch.arange(IMAGES) % 10
+    layer = PAPERS_LAYERS[name]
+    explainers = [
+        GradCAM(layer=layer),
+        LRP(layer=layer),
+        SimpleGrad(layer=layer),
+        SimpleGrad(),
+        LRP(layer="input"),
+    ]
+
+    @torch.no_grad()
+    def alone() -> None:
+        for model in models:
+            for explainer in explainers:
+                for some, of in zip(images.split(8), labels.split(8), strict=True):
+                    explainer(model, some, of)
+
+    def together() -> None:
+        evaluate(
+            *models,
+            TensorDataset(images, labels),
+            explainers=explainers,
+            objective=[Location(), TopK()],
+            batch_size=8,
+        )
+
+    return {
+        "explanations": (alone, "explanations", None),
+        "evaluate": (together, "explanations", 1.3),
+    }
+
+
+def measure(size: int, rounds: int, peaks: bool) -> Iterator[Row]:
+    """A row per network: both models, 16 images, two objectives."""
+    for name in PAPERS_LAYERS:
+        works = candidates(name, size)
+        seconds = medians({what: work for what, (work, _, _) in works.items()}, rounds)
+        ratio = seconds["evaluate"] / seconds["explanations"]
+        per_thousand = seconds["evaluate"] / IMAGES * 1000
+        yield Row(
+            "evaluation", name, "evaluate, 1,000 images", "explanations", per_thousand, ratio, 1.3
+        )

@@ -1,0 +1,90 @@
+"""A step of `fool` against a plain fine-tuning step of the same network."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import TensorDataset
+
+from benchmarks.measure import Row, Work, medians, peak_megabytes
+from benchmarks.networks import PAPERS_LAYERS, batch, network
+from trompe import LRP, Active, CenterMass, GradCAM, Location, SimpleGrad, TopK
+from trompe.loop import Batches
+from trompe.memory import keep_freed_memory
+from trompe.step import StepLoss, Term
+
+PLAIN, BOTH = "plain", "plain, two batches"
+ACTIVE = Active(c1=1, c2=2)
+LRP_AIMS = {"vgg19": 1.10, "densenet121": 1.10, "resnet50": 1.20}
+
+
+class Augmented(TensorDataset):
+    """Shows another image every time, as far as `fool` knows: nothing can be kept."""
+
+    augmented = True
+
+    def __getitem__(self, place):
+        """The item of ``(index, epoch)``."""
+        return super().__getitem__(place[0])
+
+
+def candidates(name: str, size: int) -> dict[str, tuple[Work, str, float | None]]:
+    """From a candidate's name to its step, what it is compared with, and the ratio aimed at."""
+    model, original = network(name), network(name)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-8)
+    images, labels = batch(size), torch.arange(8) % 10
+    layer = PAPERS_LAYERS[name]
+    cam, lrp, simple = (kind(layer=layer) for kind in (GradCAM, LRP, SimpleGrad))
+
+    def plain(times: int) -> Work:
+        def work() -> None:
+            loss = sum(F.cross_entropy(model(images), labels) for _ in range(times))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return work
+
+    def fooling(explainer, objective, data=TensorDataset) -> Work:
+        source = Batches(data(images, labels), 8, 0)
+        pairs = Batches(data(images, labels), 8, 0) if objective.on_composites else None
+        loss = StepLoss(original, model, [Term(explainer, objective, 1.0)], source, pairs)
+        batches = [next(s.between(0, 1)) for s in loss.sources]
+
+        def work() -> None:
+            total = loss(batches).total
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+
+        return work
+
+    found = {PLAIN: (plain(1), PLAIN, None), BOTH: (plain(2), PLAIN, None)}
+    for objective in (Location(), TopK(), CenterMass()):
+        found[f"grad-cam {objective.name}"] = (fooling(cam, objective), PLAIN, 1.05)
+        aim = LRP_AIMS.get(name)
+        found[f"lrp-t {objective.name}"] = (fooling(lrp, objective), PLAIN, aim)
+    found["simple-grad-t top-k"] = (fooling(simple, TopK()), PLAIN, 1.10)
+    found["grad-cam active"] = (fooling(cam, ACTIVE), BOTH, 1.10)
+    found["lrp-t active"] = (fooling(lrp, ACTIVE), BOTH, 1.10)
+    found["lrp-t top-k, augmented"] = (fooling(lrp, TopK(), Augmented), PLAIN, 1.40)
+    at_input = {"simple-grad": (SimpleGrad(), 2.3), "lrp": (LRP(layer="input"), 3.5)}
+    for kind, (explainer, aim) in at_input.items():
+        found[f"{kind} location"] = (fooling(explainer, Location()), PLAIN, aim)
+    return found
+
+
+def measure(size: int, rounds: int, peaks: bool) -> Iterator[Row]:
+    """A row per network and kind of step."""
+    keep_freed_memory()
+    for name in PAPERS_LAYERS:
+        steps = candidates(name, size)
+        seconds = medians({what: work for what, (work, _, _) in steps.items()}, rounds)
+        del steps[PLAIN]
+        plain_peak = peak_megabytes("steps", name, PLAIN, size) if peaks else None
+        for what, (_, base, aim) in steps.items():
+            peak = None
+            if plain_peak and base == PLAIN and what.split()[0] in ("grad-cam", "lrp-t"):
+                peak = peak_megabytes("steps", name, what, size) / plain_peak
+            ratio = seconds[what] / seconds[base]
+            yield Row("steps", name, what, base, seconds[what], ratio, aim, peak)
