@@ -263,6 +263,7 @@ def _sweep(
             images = placed(images, models[ORIGINAL])
             labels = labels.to(images.device)
             logits, heatmaps = _explain(models, images, labels, used, objectives)
+            likeness = _likeness(heatmaps)
             rows = [
                 frame
                 for explainer in used
@@ -273,6 +274,7 @@ def _sweep(
                     explainer,
                     objective,
                     heatmaps,
+                    likeness,
                     (str(explainer), str(objective)) in marks,
                 )
             ]
@@ -311,7 +313,7 @@ class _Batch(NamedTuple):
     pictures: list[_Picture]
 
 
-# (model, class key, explainer) -> heatmaps [N, h, w]
+# (model, class key, explainer) -> heatmaps [N, h, w], or a figure of each [N]
 Heatmaps = dict[tuple[str, str, str], Tensor]
 
 
@@ -337,12 +339,22 @@ def _explain(
     return logits, heatmaps
 
 
+def _likeness(heatmaps: Heatmaps) -> Heatmaps:
+    """Rank correlation ``[N]`` of the other models' heatmaps with the original's."""
+    return {
+        (model, target, explainer): spearman(maps, heatmaps[ORIGINAL, target, explainer])
+        for (model, target, explainer), maps in heatmaps.items()
+        if model != ORIGINAL
+    }
+
+
 def _judge(
     indices: range,
     labels: Tensor,
     explainer: Explainer,
     objective: Objective,
     heatmaps: Heatmaps,
+    likeness: Heatmaps,
     attacked: bool,
 ) -> Iterator[pd.DataFrame]:
     models = sorted({model for model, _, _ in heatmaps} - {ORIGINAL}, reverse=True)
@@ -350,9 +362,7 @@ def _judge(
     for model in models:
         maps = tuple(heatmaps[model, t, str(explainer)] for t in objective.targets)
         losses = objective.test_loss(maps, original)
-        for target, before, after, loss in zip(
-            objective.targets, original, maps, losses, strict=True
-        ):
+        for target, after, loss in zip(objective.targets, maps, losses, strict=True):
             yield pd.DataFrame(
                 {
                     "index": indices,
@@ -366,7 +376,7 @@ def _judge(
                     "interval_high": objective.high,
                     "test_loss": loss.double().cpu(),
                     "fooled": objective.fooled(loss).cpu(),
-                    "spearman": spearman(after, before).cpu(),
+                    "spearman": likeness[model, target, str(explainer)].cpu(),
                     "empty": is_empty(after).cpu(),
                 }
             )
