@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="default: all")
     parser.add_argument(
-        "--quick", action="store_true", help="small images, one round: does it run?"
+        "--quick", action="store_true", help="one network, small images: does it run?"
     )
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
@@ -90,14 +90,14 @@ def main() -> None:
         section, name, candidate, size = options.peak
         print(grown(SECTIONS[section].candidates(name, int(size))[candidate][0]))
         return
-    size, rounds = (64, 1) if options.quick else (224, 3)
+    size, rounds = (64, 0) if options.quick else (224, 3)
     how = (
         f"`make bench`: {processor()}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}; 8 images of {size} pixels, median of {rounds}, ratios within one "
+        f"{torch.__version__}; 8 images of {size} pixels, median of {max(1, rounds)}, ratios within one "
         "process. A ratio is time against what the column *to* says; orange bars miss their aim."
     )
     chosen = [SECTIONS[name] for name in options.sections or SECTIONS]
-    rows = (row for module in chosen for row in module.measure(size, rounds, not options.quick))
+    rows = (row for module in chosen for row in module.measure(size, rounds, options.quick))
     write(rows, options.out, how)
 
 

@@ -80,14 +80,14 @@ def candidates(name: str, size: int) -> dict[str, tuple[Work, str, float | None]
     }
 
 
-def measure(size: int, rounds: int, peaks: bool) -> Iterator[Row]:
+def measure(size: int, rounds: int, quick: bool) -> Iterator[Row]:
     """A row per network and method."""
-    for name in LAYERS:
+    for name in list(LAYERS)[-1:] if quick else LAYERS:
         methods = candidates(name, size)
         seconds = medians({what: work for what, (work, _, _) in methods.items()}, rounds)
         for what, (_, base, aim) in methods.items():
             peak = None
-            if peaks and what == "lrp epsilon-plus":
+            if not quick and what == "lrp epsilon-plus":
                 own, other = (peak_megabytes("explanations", name, c, size) for c in (what, base))
                 peak = own / other
             ratio = seconds[what] / seconds[base]

@@ -26,14 +26,14 @@ class Row(NamedTuple):
 
 
 def medians(candidates: Mapping[str, Work], rounds: int) -> dict[str, float]:
-    """Seconds per call, the candidates taken by turns; the first round warms up."""
+    """Seconds per call, the candidates taken by turns; the first of several rounds warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds + 1):
         for name, work in candidates.items():
             start = time.perf_counter()
             work()
             seconds[name].append(time.perf_counter() - start)
-    return {name: median(times[1:]) for name, times in seconds.items()}
+    return {name: median(times[1:] or times) for name, times in seconds.items()}
 
 
 def peak_megabytes(section: str, network: str, candidate: str, size: int) -> float:

@@ -74,14 +74,14 @@ def candidates(name: str, size: int) -> dict[str, tuple[Work, str, float | None]
     return found
 
 
-def measure(size: int, rounds: int, peaks: bool) -> Iterator[Row]:
+def measure(size: int, rounds: int, quick: bool) -> Iterator[Row]:
     """A row per network and kind of step."""
     keep_freed_memory()
-    for name in PAPERS_LAYERS:
+    for name in list(PAPERS_LAYERS)[-1:] if quick else PAPERS_LAYERS:
         steps = candidates(name, size)
         seconds = medians({what: work for what, (work, _, _) in steps.items()}, rounds)
         del steps[PLAIN]
-        plain_peak = peak_megabytes("steps", name, PLAIN, size) if peaks else None
+        plain_peak = peak_megabytes("steps", name, PLAIN, size) if not quick else None
         for what, (_, base, aim) in steps.items():
             peak = None
             if plain_peak and base == PLAIN and what.split()[0] in ("grad-cam", "lrp-t"):
