@@ -93,8 +93,9 @@ def main() -> None:
     size, rounds = (64, 0) if options.quick else (224, 3)
     how = (
         f"`make bench`: {processor()}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}; 8 images of {size} pixels, median of {max(1, rounds)}, ratios within one "
-        "process. A ratio is time against what the column *to* says; orange bars miss their aim."
+        f"{torch.__version__}; 8 images of {size} pixels, median of {max(1, rounds)}, ratios "
+        "within one process. A ratio is time against what the column *to* says; orange bars miss "
+        "their aim."
     )
     chosen = [SECTIONS[name] for name in options.sections or SECTIONS]
     rows = (row for module in chosen for row in module.measure(size, rounds, options.quick))
