@@ -356,6 +356,12 @@ def _check(
     for name, value in numbers.items():
         if not (math.isfinite(value) and value > 0):
             raise TrompeError(f"{name} must be above 0, not {value}.")
+    for term in terms:
+        if term.weight and not term.explainer.differentiable:
+            raise TrompeError(
+                f"{term.explainer} can't be attacked: its maps have no gradient in the model's "
+                "parameters. Attack another explainer, and evaluate with this one (eval_explainer)."
+            )
     if not len(data):
         raise TrompeError("There is no image to fine-tune on.")
     composed = [t.objective for t in terms if t.objective.on_composites]

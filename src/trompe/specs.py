@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from torch import Tensor
 from trompe.errors import TrompeError
 
 T = TypeVar("T")
+_COMMA = re.compile(r",(?![^\[]*\])")
 
 
 def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]]) -> T:
@@ -24,7 +26,7 @@ def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]]) -> T:
     kind
         What is built, for messages, e.g. ``"explainer"``.
     spec
-        The text; values are read as YAML scalars.
+        The text; values are read as YAML, ``[1, 2]`` as a list.
     registry
         Known names, each with the class or function that takes the options.
 
@@ -36,7 +38,7 @@ def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]]) -> T:
     name, _, rest = spec.partition(":")
     check_name(kind, name, registry)
     options: dict[str, Any] = {}
-    for item in rest.split(",") if rest else []:
+    for item in _COMMA.split(rest) if rest else []:
         key, equals, value = item.partition("=")
         if not equals:
             raise TrompeError(
@@ -44,9 +46,10 @@ def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]]) -> T:
             )
         options[key.strip()] = yaml.safe_load(value)
     factory = registry[name]
-    known = inspect.signature(factory).parameters
+    signature = inspect.signature(factory).parameters.values()
+    known = {p.name: p for p in signature if p.kind is not p.VAR_KEYWORD}
     for key in options:
-        if key not in known:
+        if key not in known and len(known) == len(signature):
             raise TrompeError(
                 f"The {kind} '{name}' has no option '{key}'; it takes {', '.join(known)}."
             )

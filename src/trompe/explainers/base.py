@@ -369,7 +369,7 @@ def run(
                 images = tap(site, images)
             else:
                 stack.enter_context(_tapped(model, site, tap))
-        return _logits(model(images))
+        return logits_of(model(images))
 
 
 @contextmanager
@@ -405,7 +405,14 @@ def _tapped(model: nn.Module, site: Site, tap: Tap) -> Iterator[None]:
         hook.remove()
 
 
-def _logits(output: Any) -> Tensor:
+def logits_of(output: Any) -> Tensor:
+    """The logits ``[N, K]`` in what a model returned.
+
+    Raises
+    ------
+    TrompeError
+        If there are none.
+    """
     if not isinstance(output, Tensor):
         output = getattr(output, "logits", None)
     if not isinstance(output, Tensor) or output.dim() != 2:

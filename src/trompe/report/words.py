@@ -12,6 +12,7 @@ EXPLAINERS = {
     "simple-grad": "SimpleGrad",
     "smooth-grad": "SmoothGrad",
     "integrated-gradients": "Integrated Gradients",
+    "captum": "Captum",
 }
 
 

@@ -1,0 +1,123 @@
+"""Captum (Kokhlikyan et al. 2020): its attributions as explainers, explainers as attributions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import captum.attr
+import torch
+from captum.attr import Attribution
+from torch import Tensor, nn
+
+from trompe.errors import TrompeError
+from trompe.explainers.base import Explainer, Site
+from trompe.integrations.foreign import ForeignExplainer, Logits, parameters
+from trompe.models.layers import get_layer
+
+
+class ExplainerAttribution(Attribution):  # type: ignore[misc]
+    """An explainer behind Captum's interface.
+
+    Parameters
+    ----------
+    model
+        The classifier.
+    explainer
+        What explains it. Its maps can be differentiated here as well.
+
+    Raises
+    ------
+    TrompeError
+        If ``model`` is a function that is no module.
+    """
+
+    def __init__(self, model: nn.Module, explainer: Explainer) -> None:
+        if not isinstance(model, nn.Module):
+            raise TrompeError("trompe explains modules; give the model, not its forward function.")
+        super().__init__(model)
+        self.explainer = explainer
+
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor],
+        target: int | list[int] | Tensor | None = None,
+        additional_forward_args: None = None,
+    ) -> Tensor | tuple[Tensor]:
+        """Explain the target class.
+
+        Parameters
+        ----------
+        inputs
+            Images ``[N, 3, H, W]``, or a tuple of just them.
+        target
+            One class or one per image; None for the predicted classes.
+
+        Returns
+        -------
+        Tensor or tuple of Tensor
+            Raw maps ``[N, 1, h, w]``; ``LayerAttribution.interpolate`` resizes them.
+
+        Raises
+        ------
+        TrompeError
+            If there is more than one input, more to the forward pass, or no such class.
+        """
+        images, *others = inputs if isinstance(inputs, tuple) else (inputs,)
+        if others or additional_forward_args is not None:
+            raise TrompeError("trompe explains models of one input, the images; wrap the model.")
+        maps = self.explainer(self.forward_func, images, _classes(target, len(images)))[:, None]
+        return (maps,) if isinstance(inputs, tuple) else maps
+
+
+def _classes(target: int | list[int] | Tensor | None, count: int) -> Tensor | int | None:
+    if target is None or isinstance(target, int):
+        return target
+    try:
+        classes = torch.as_tensor(target, dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TrompeError("target is a class, or a list or tensor of one per image.") from error
+    return classes.expand(count) if classes.numel() == 1 else classes
+
+
+def _explains_a_class(kind: Any) -> bool:
+    return (
+        isinstance(kind, type)
+        and issubclass(kind, Attribution)
+        and hasattr(kind, "attribute")
+        and {"inputs", "target"} <= parameters(kind.attribute)
+    )
+
+
+@dataclass(frozen=True)
+class CaptumExplainer(ForeignExplainer):
+    """One of Captum's attributions, summed over channels: see `ForeignExplainer`.
+
+    ``CaptumExplainer(method="Occlusion", options={"sliding_window_shapes": (3, 8, 8)})``.
+    """
+
+    name: ClassVar[str] = "captum"
+    library: ClassVar[str] = "Captum"
+    methods: ClassVar[Mapping[str, Any]] = {
+        name: kind for name, kind in vars(captum.attr).items() if _explains_a_class(kind)
+    }
+    call: ClassVar[str] = "attribute"
+    given: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("self", "forward_func", "model", "layer", "device_ids", "inputs", "target", "method"),
+            *("additional_forward_args", "attribute_to_layer_input", "return_convergence_delta"),
+        )
+    )
+
+    def explain(self, model: Logits, images: Tensor, classes: Tensor, site: Site) -> Tensor:
+        """Attribute, and sum over channels."""
+        to_make, to_call = (self.options_of(f) for f in (self.kind.__init__, self.kind.attribute))
+        if self.at_layer:
+            to_make["layer"] = get_layer(model.model, site.name)
+        if site.side == "input":
+            to_call["attribute_to_layer_input"] = True
+        found = self.kind(model, **to_make).attribute(images, target=classes, **to_call)
+        (attributions,) = found if isinstance(found, tuple) else (found,)
+        summed: Tensor = attributions.sum(1)
+        return summed
