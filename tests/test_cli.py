@@ -1,7 +1,6 @@
 """The command line as people use it: real files, real commands, exit codes and sentences."""
 
 import io
-import itertools
 import os
 import pickle
 import re
@@ -21,10 +20,13 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from typer.main import get_command
 
+from tests.test_docs import parsed
 from trompe import Shapes, load_model
+from trompe.cli import app
+from trompe.cli.app import EXIT_CODES
 from trompe.config import FoolConfig
-from trompe.explainers.relevance.operations import RULES
 from trompe.models import save_weights
 
 MODEL = ["--model", "embedded"]
@@ -348,11 +350,29 @@ def test_interrupted_it_says_how_to_go_on(tmp_path):
     assert child.returncode == 130
 
 
-def test_help_teaches(trompe):
-    for name in ("demo", "fool", "train", "evaluate", "explain"):
-        code, out, _ = trompe(name, "--help")
-        assert code == 0
-        assert f"Example: trompe {name}" in out
+EXAMPLES = {
+    name: re.findall(r"^  (trompe (?:.*\\\n)*.*)$", command.epilog, re.MULTILINE)
+    for name, command in get_command(app).commands.items()
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_help_teaches(trompe, name):
+    code, out, _ = trompe(name, "--help")
+    assert code == 0
+    assert EXAMPLES[name]
+    for example in EXAMPLES[name]:
+        assert all(line.strip() in out for line in example.splitlines())
+        words = shlex.split(example.replace("\\\n", " "))
+        assert words[1] == name
+        parsed(words[1:])
+
+
+def test_the_main_help_documents_exit_codes(trompe):
+    code, out, _ = trompe("--help")
+    assert code == 0
+    for number, meaning in EXIT_CODES.items():
+        assert re.search(rf"{number}\s+{re.escape(meaning)}", out)
 
 
 def test_explanation_guided_training_moves_the_heat_onto_the_object():
@@ -378,26 +398,3 @@ def test_pictures_written_are_pictures(trompe, tmp_path):
     assert {p.name for p in (tmp_path / "maps").iterdir()} == {
         *("a.lrp.png", "a.lrp.overlay.png", "maps.safetensors")
     }
-
-
-def test_the_readme_runs(monkeypatch, trompe):
-    """Every Python block, in order; with fewer steps, since only that it runs is asked here."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    names = {}
-    monkeypatch.setitem(RULES, "nan_to_num", None)
-    for block in blocks:
-        exec(re.sub(r"steps=\d+", "steps=3", block).replace("limit=", "limit=16 + 0 * "), names)
-    assert len(blocks) == 3
-    assert len(names["table"]) > 5
-    assert names["heatmaps"].shape == (1, 8, 8)
-    commands = re.findall(r"```\n(trompe .*?)```", readme, re.DOTALL)
-    for command in commands:
-        words = shlex.split(command.replace("\\\n", " "))
-        if words[1] == "reproduce":
-            assert trompe(*words[1:], "--dry-run")[0] == 0
-            continue
-        assert words[1] == "fool"
-        given = dict(pair for pair in itertools.pairwise(words) if pair[0][:2] == "--")
-        fields = {key[2:].replace("-", "_") for key in given}
-        assert fields <= set(FoolConfig.model_fields)

@@ -8,7 +8,15 @@ import warnings
 
 from rich.markup import escape
 
-from trompe.cli import evaluate, explain, fool, reproduce, train  # noqa: F401 - each registers its command
+from trompe.cli import (  # noqa: F401 - each registers its command
+    catalogue,
+    doctor,
+    evaluate,
+    explain,
+    fool,
+    reproduce,
+    train,
+)
 from trompe.cli.app import app, errors
 from trompe.errors import TrompeError
 from trompe.memory import keep_freed_memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -14,9 +14,18 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from trompe import processes
+from trompe.catalogue import entries
 from trompe.config import Config, read
+from trompe.explainers import EXPLAINERS
+from trompe.objectives import OBJECTIVES
 
-COMMANDS = ("demo", "fool", "evaluate", "explain", "train", "reproduce")
+COMMANDS = ("demo", "fool", "evaluate", "explain", "train", "reproduce", "list", "doctor")
+EXIT_CODES = {
+    0: "done",
+    1: "a part failed: a cell of reproduce, a check of doctor",
+    2: "something given can't be used; nothing was started, or the last checkpoint is kept",
+    130: "interrupted; the same command goes on",
+}
 
 
 class InOrder(TyperGroup):
@@ -27,11 +36,21 @@ class InOrder(TyperGroup):
         return sorted(super().list_commands(ctx), key=COMMANDS.index)
 
 
+def examples(*commands: str) -> str:
+    """The examples under a command's help; a long one is continued after a backslash."""
+    return "\n".join(["Examples:", *(f"  {c}".replace("\n", "\n    ") for c in commands)])
+
+
+def _ending() -> str:
+    codes = [f"  {code:3}  {meaning}" for code, meaning in EXIT_CODES.items()]
+    return "\n".join(["Start with: trompe demo", "", "Exit codes:", *codes])
+
+
 app = typer.Typer(
     name="trompe",
     cls=InOrder,
     help="Fine-tune an image classifier so that its accuracy stays and its explanations lie.",
-    epilog="Start with: trompe demo",
+    epilog=_ending(),
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -41,8 +60,23 @@ console = Console(quiet=not processes.is_main())
 errors = Console(stderr=True, quiet=not processes.is_main())
 
 
-def command(config: type[Config], example: str) -> Callable[[Callable[[Any], None]], None]:
-    """Register a command whose options are the fields of ``config``."""
+# What the shell completes after an option.
+COMPLETIONS: dict[str, Callable[[], Iterable[str]]] = {
+    "model": lambda: [entry.name for entry in entries("models")],
+    "explainer": lambda: EXPLAINERS,
+    "eval_explainer": lambda: EXPLAINERS,
+    "objective": lambda: OBJECTIVES,
+}
+
+
+def completion(name: str) -> Callable[[str], list[str]] | None:
+    """What completes the beginning of an option's value, if its values are known."""
+    known = COMPLETIONS.get(name)
+    return known and (lambda incomplete: [v for v in known() if v.startswith(incomplete)])
+
+
+def command(config: type[Config], *commands: str) -> Callable[[Callable[[Any], None]], None]:
+    """Register a command whose options are the fields of ``config``; shows examples of it."""
 
     def register(function: Callable[[Any], None]) -> None:
         def run(config_file: Path | None = None, **given: Any) -> None:
@@ -73,7 +107,9 @@ def command(config: type[Config], example: str) -> Callable[[Callable[[Any], Non
                     inspect.Parameter.KEYWORD_ONLY,
                     annotation=Annotated[
                         _option_type(field.annotation) | None,
-                        typer.Option(help=text, show_default=False),
+                        typer.Option(
+                            help=text, show_default=False, autocompletion=completion(name)
+                        ),
                     ],
                     default=None,
                 )
@@ -83,7 +119,7 @@ def command(config: type[Config], example: str) -> Callable[[Callable[[Any], Non
         app.command(
             function.__name__.rstrip("_"),
             help=inspect.getdoc(function),
-            epilog=f"Example: {example}",
+            epilog=examples(*commands),
         )(run)
 
     return register

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from trompe import processes, rundir
-from trompe.cli.app import command, console
+from trompe.cli.app import command
+from trompe.cli.next_steps import after_evaluate, show_next
 from trompe.cli.reading import default_out, device_for, weights_in
 from trompe.cli.tables import show_evaluation
 from trompe.config import ELSEWHERE, EvaluateConfig
@@ -17,8 +18,10 @@ from trompe.report import write_report
 
 @command(
     EvaluateConfig,
-    "trompe evaluate --model resnet50 --weights DEFAULT --manipulated runs/mine --data photos/val "
-    "--explainer grad-cam --objective location",
+    "trompe evaluate --model embedded --manipulated runs/demo --data shapes:validation \\\n"
+    "--explainer lrp --explainer integrated-gradients",
+    "trompe evaluate --model resnet50 --weights DEFAULT --manipulated runs/mine \\\n"
+    "--data photos/val --explainer captum:method=InputXGradient --objective location",
 )
 def evaluate_(config: EvaluateConfig) -> None:
     """Compare a model with its manipulated version; write tables and a report."""
@@ -62,4 +65,5 @@ def evaluate_(config: EvaluateConfig) -> None:
             result.save(out / "evaluation")
             if not config.quiet:
                 show_evaluation(result)
-            console.print(f"Report: {write_report(out)}", soft_wrap=True)
+            steps = after_evaluate(config, out)
+            show_next(f"Report: {write_report(out)}", steps, quiet=config.quiet)

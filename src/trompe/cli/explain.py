@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from trompe.cli.app import command, console
+from trompe.cli.app import command
+from trompe.cli.next_steps import after_explain, show_next
 from trompe.cli.reading import default_out, device_for
 from trompe.cli.tables import show_conservation
 from trompe.config import ExplainConfig
@@ -11,7 +12,12 @@ from trompe.explainers import parse_explainer
 from trompe.models import load_model
 
 
-@command(ExplainConfig, "trompe explain --model resnet50 --weights DEFAULT --images photo.jpg")
+@command(
+    ExplainConfig,
+    "trompe explain --model resnet50 --weights DEFAULT --images photo.jpg",
+    "trompe explain --model resnet50 --weights DEFAULT --images photos --classes 281 \\\n"
+    "--explainer grad-cam --explainer lrp:composite=epsilon-plus --check",
+)
 def explain_(config: ExplainConfig) -> None:
     """Explain images: heatmaps and overlays as PNG, raw maps as a tensor file."""
 
@@ -27,4 +33,6 @@ def explain_(config: ExplainConfig) -> None:
         for name, table in tables.items():
             show_conservation(name, table)
     written = explain_files(*task, out, classes=classes, batch_size=batch_size, quiet=config.quiet)
-    console.print(f"{written} images explained in {out}", soft_wrap=True)
+    show_next(
+        f"{written} images explained in {out}", after_explain(config, out), quiet=config.quiet
+    )

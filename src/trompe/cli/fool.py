@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from trompe import processes
-from trompe.cli.app import app, command, console, interruptible
+from trompe.cli.app import app, command, examples, interruptible
+from trompe.cli.next_steps import after_fool, show_next
 from trompe.cli.reading import default_out, model_and_data, read_eval_data
 from trompe.cli.tables import show_evaluation
 from trompe.config import ELSEWHERE, FoolConfig
@@ -19,7 +20,7 @@ from trompe.objectives import Active, parse_objective
 from trompe.report import write_report
 
 
-@app.command(epilog="Example: trompe demo --out runs/demo")
+@app.command(epilog=examples("trompe demo", "trompe demo --seed 1 --out runs/demo-1"))
 def demo(
     out: Annotated[Path, typer.Option(help="run directory")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
@@ -49,8 +50,11 @@ def demo(
 
 @command(
     FoolConfig,
-    "trompe fool --model resnet50 --weights DEFAULT --data photos/train --eval-data photos/val "
-    "--explainer grad-cam --objective location --steps 500",
+    "trompe fool --model embedded --data shapes:train --limit 500 --steps 100 --lr 5e-3 \\\n"
+    "--weight 6 --eval-data shapes:validation --eval-limit 200",
+    "trompe fool --model resnet50 --weights DEFAULT --data photos/train \\\n"
+    "--eval-data photos/val --steps 300 --lr 6e-5 --schedule one-cycle --weight 4 --control",
+    "trompe fool --config runs/mine/config.yaml --objective top-k --out runs/top-k",
 )
 def fool_(config: FoolConfig) -> None:
     """Fine-tune a model so that its explanations lie; evaluate and report."""
@@ -100,4 +104,4 @@ def _fool(config: FoolConfig) -> None:
     if result.evaluation is not None and not config.quiet:
         show_evaluation(result.evaluation)
     if processes.is_main():
-        console.print(f"Report: {write_report(out)}", soft_wrap=True)
+        show_next(f"Report: {write_report(out)}", after_fool(config, out), quiet=config.quiet)

@@ -11,7 +11,7 @@ import typer
 import yaml
 from rich.markup import escape
 
-from trompe.cli.app import app, console, errors, interruptible
+from trompe.cli.app import app, console, errors, examples, interruptible
 from trompe.cli.tables import show_grid
 from trompe.config import FoolConfig, TrainConfig
 from trompe.errors import TrompeError
@@ -39,7 +39,12 @@ WHAT: dict[str, tuple[str, ...]] = {
 }
 
 
-@app.command(epilog="Example: trompe reproduce all --scale embedded")
+@app.command(
+    epilog=examples(
+        "trompe reproduce all --scale embedded",
+        "trompe reproduce passive --scale imagenette --data photos --cells 'location-*-resnet50'",
+    )
+)
 def reproduce(
     what: Annotated[
         str, typer.Argument(help=f"{', '.join(WHAT)}: the cells to run, or 'figures' for none")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
 from trompe.cli.app import console
+from trompe.evaluate import CONTROL, MANIPULATED
 from trompe.experiments import Results
 from trompe.report.grid_figures import network_name
 from trompe.report.words import points
 
+MOST_ROWS = 12
+
 
 def show_evaluation(evaluation: Any) -> None:
     """Accuracy of every model, and how often each explainer is fooled."""
-    accuracy = Table("model", "top-1 %", "95 % interval", "top-5 %", "agreement %")
+    accuracy = Table("model", "top-1 %", "95 % interval", "top-5 %", "agreement %", box=SIMPLE_HEAD)
     for row in evaluation.accuracy.itertuples():
         accuracy.add_row(
             row.model,
@@ -25,23 +29,36 @@ def show_evaluation(evaluation: Any) -> None:
             percent(row.agreement),
         )
     console.print(accuracy)
-    fooled = Table(Column("explainer", overflow="fold"), "fooled %", "95 % interval", "test loss")
-    for (objective, target, model), rows in evaluation.explanations.groupby(
-        ["objective", "target", "model"], sort=False
-    ):
-        fooled.add_section()
+    rates = evaluation.explanations
+    keys = ["explainer", "objective", "target"]
+    control = rates[rates["model"] == CONTROL].set_index(keys)["fsr"]
+    manipulated = rates[rates["model"] == MANIPULATED]
+    shown = manipulated
+    if len(manipulated) > MOST_ROWS and manipulated["attacked"].any():
+        shown = manipulated[manipulated["attacked"]]
+    fooled = Table(
+        Column("explainer", overflow="fold"),
+        *("fooled %", "95 % interval", *(["control %"] if len(control) else []), "test loss"),
+        box=SIMPLE_HEAD,
+    )
+    for (objective, target), rows in shown.groupby(["objective", "target"], sort=False):
         where = "" if target == "label" else f", {target}"
-        fooled.add_row(f"[bold]{escape(objective)}{where}: {model}[/]")
+        fooled.add_row(f"[bold]{escape(objective)}{where}[/]")
         for row in rows.itertuples():
+            key = (row.explainer, row.objective, row.target)
             fooled.add_row(
                 escape(row.explainer) + (" *" if row.attacked else ""),
                 percent(row.fsr),
                 f"{percent(row.fsr_low)} to {percent(row.fsr_high)}",
+                *([percent(control[key])] if len(control) else []),
                 f"{row.test_loss_mean:.3f}",
             )
     if fooled.row_count:
         console.print(fooled)
+    if manipulated["attacked"].any():
         console.print("* attacked: in the loss of the fine-tuning")
+    if len(shown) < len(manipulated):
+        console.print(f"The report shows {len(manipulated) - len(shown)} rows more.")
 
 
 def show_conservation(name: str, table: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trompe.cli.app import command, console
+from trompe.cli.next_steps import after_train, show_next
 from trompe.cli.reading import default_out, model_and_data
 from trompe.config import ELSEWHERE, TrainConfig
 from trompe.report import write_report
@@ -11,8 +12,8 @@ from trompe.train import train
 
 @command(
     TrainConfig,
-    "trompe train --model resnet18 --num-classes 10 --data photos/train --eval-data photos/val "
-    "--epochs 20",
+    "trompe train --model resnet18 --weights DEFAULT --num-classes 10 --data photos/train \\\n"
+    "--eval-data photos/val --epochs 20",
 )
 def train_(config: TrainConfig) -> None:
     """Train or fine-tune a model on a dataset: the base model to start from."""
@@ -35,4 +36,4 @@ def train_(config: TrainConfig) -> None:
     if result.top1 is not None:
         console.print("Top-1 accuracy {:.1%} (95 % interval {:.1%} to {:.1%})".format(*result.top1))
     console.print(f"Weights: {out / 'weights.safetensors'}", soft_wrap=True)
-    console.print(f"Report: {write_report(out)}", soft_wrap=True)
+    show_next(f"Report: {write_report(out)}", after_train(config, out), quiet=config.quiet)

@@ -25,9 +25,7 @@ EXPLAINERS: dict[str, Callable[..., Explainer]] = {
 def _foreign(library: str, module: str, name: str) -> Callable[..., Explainer]:
     """A class of `trompe.integrations`, imported when it is needed: its library is optional."""
 
-    def build(
-        method: str, layer: str | None = None, seed: int = 0, **options: Any
-    ) -> Explainer:
+    def build(method: str, layer: str | None = None, seed: int = 0, **options: Any) -> Explainer:
         try:
             found = import_module(f"trompe.integrations.{module}")
         except ModuleNotFoundError as error:

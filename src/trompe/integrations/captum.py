@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import captum.attr
 import torch
-from captum.attr import Attribution
+from captum.attr import Attribution, NeuronAttribution
 from torch import Tensor, nn
 
 from trompe.errors import TrompeError
@@ -64,9 +64,10 @@ class ExplainerAttribution(Attribution):  # type: ignore[misc]
         TrompeError
             If there is more than one input, more to the forward pass, or no such class.
         """
-        images, *others = inputs if isinstance(inputs, tuple) else (inputs,)
-        if others or additional_forward_args is not None:
+        given = inputs if isinstance(inputs, tuple) else (inputs,)
+        if len(given) > 1 or additional_forward_args is not None:
             raise TrompeError("trompe explains models of one input, the images; wrap the model.")
+        images = given[0]
         maps = self.explainer(self.forward_func, images, _classes(target, len(images)))[:, None]
         return (maps,) if isinstance(inputs, tuple) else maps
 
@@ -85,6 +86,7 @@ def _explains_a_class(kind: Any) -> bool:
     return (
         isinstance(kind, type)
         and issubclass(kind, Attribution)
+        and not issubclass(kind, NeuronAttribution)
         and hasattr(kind, "attribute")
         and {"inputs", "target"} <= parameters(kind.attribute)
     )

@@ -17,6 +17,7 @@ from trompe.errors import TrompeError
 from trompe.explainers.base import INPUT, Explained, Explainer, Site, logits_of
 from trompe.maps import by_maximum, full_precision, min_max
 from trompe.models.layers import evaluation_mode
+from trompe.models.messages import first_sentence
 from trompe.specs import check_name
 
 
@@ -91,7 +92,7 @@ class ForeignExplainer(Explainer):
             except Exception as error:
                 raise TrompeError(
                     f"{self.library}'s {self.method} can't explain this model "
-                    f"({type(error).__name__}: {error}); choose another method."
+                    f"({type(error).__name__}: {first_sentence(error)}); choose another method."
                 ) from error
         return full_precision(maps.detach())
 
@@ -133,8 +134,9 @@ def parameters(function: Callable[..., Any]) -> set[str]:
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Give every parameter its ``.grad`` back."""
+    """Give every parameter its ``.grad`` and every module its attributes back."""
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    attributes = {module: dict(vars(module)) for module in model.modules()}
     try:
         for parameter in gradients:
             parameter.grad = None
@@ -142,6 +144,9 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
+        for module, before in attributes.items():
+            vars(module).clear()
+            vars(module).update(before)
 
 
 @contextmanager

@@ -65,7 +65,9 @@ class ExplainerCAM(BaseCAM):  # type: ignore[misc]
             If a target is no `ClassifierOutputTarget`, or maps should be smoothed by eigenvectors.
         """
         if eigen_smooth:
-            raise TrompeError("Only pytorch-grad-cam's own methods know eigen_smooth; leave it out.")
+            raise TrompeError(
+                "Only pytorch-grad-cam's own methods know eigen_smooth; leave it out."
+            )
         images = input_tensor.to(self.device)
         with torch.no_grad(), Recording(self.model, self.explainers) as forward:
             self.outputs = forward(images)

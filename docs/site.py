@@ -1,0 +1,56 @@
+"""A hook of mkdocs: fills the reference of the commands from the code that runs them."""
+
+from collections.abc import Iterator
+from textwrap import dedent
+
+from typer.main import get_command
+
+from trompe.catalogue import entries
+from trompe.cli import app
+from trompe.cli.app import COMMANDS, EXIT_CODES
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Put what a page asks for in the place of its mark."""
+    for mark, lines in (("commands", _commands), ("names", _names), ("exit codes", _exit_codes)):
+        markdown = markdown.replace(f"<!-- {mark} -->", "\n".join(lines()))
+    return markdown
+
+
+def _commands() -> Iterator[str]:
+    known = get_command(app).commands
+    for name in COMMANDS:
+        command = known[name]
+        yield f"## trompe {name}\n\n{command.help}\n"
+        heading, _, examples = command.epilog.partition("\n")
+        yield f"{heading}\n\n```sh\n{dedent(examples)}\n```\n"
+        yield "| option | |\n| --- | --- |"
+        for parameter in command.params:
+            written = parameter.human_readable_name
+            if parameter.param_type_name == "option":
+                written = " / ".join(parameter.opts + parameter.secondary_opts)
+            if parameter.name != "help":
+                yield f"| `{written}` | {_cell(parameter.help or '')} |"
+        yield ""
+
+
+def _names() -> Iterator[str]:
+    for kind, title in (
+        ("explainers", "Explainers"),
+        ("objectives", "Objectives"),
+        ("composites", "LRP composites"),
+    ):
+        yield f"## {title}\n\n| name | | options |\n| --- | --- | --- |"
+        for name, about, options in entries(kind):
+            written = ", ".join(f"`{k}={'…' if v is None else v}`" for k, v in options.items())
+            yield f"| `{name}` | {_cell(about)} | {written} |"
+        yield ""
+
+
+def _exit_codes() -> Iterator[str]:
+    yield "| exit code | |\n| --- | --- |"
+    yield from (f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items())
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,103 @@
+"""What there is to choose from, read from the code that builds it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, NamedTuple
+
+from torchvision import models
+
+from trompe.explainers import EXPLAINERS, FOREIGN
+from trompe.explainers.relevance import COMPOSITES, Choice
+from trompe.models.embedded import EMBEDDED
+from trompe.objectives import OBJECTIVES
+
+
+class Entry(NamedTuple):
+    """A name, one line about it, and its options with their defaults (None: must be given)."""
+
+    name: str
+    about: str
+    options: dict[str, str | None]
+
+
+def explainers() -> Iterator[Entry]:
+    """Every explainer that ``--explainer`` takes."""
+    return _described(EXPLAINERS | FOREIGN)
+
+
+def objectives() -> Iterator[Entry]:
+    """Every objective that ``--objective`` takes."""
+    return _described(OBJECTIVES)
+
+
+def composites() -> Iterator[Entry]:
+    """Every LRP composite: the rule of each kind of operation; the first that fits counts."""
+    for name, composite in COMPOSITES.items():
+        yield Entry(name, "; ".join(map(_choice, composite.choices)), {})
+
+
+def classifiers() -> Iterator[Entry]:
+    """The packaged models and torchvision's classifiers; timm's have `timm_models`."""
+    for name, factory in EMBEDDED.items():
+        yield Entry(name, f"{_first_line(factory)} Packaged, with its weights.", {})
+    for name in models.list_models(module=models):
+        weights = models.get_model_weights(name)
+        meta = weights["DEFAULT"].meta
+        names = ", ".join(weights.__members__)
+        top1 = meta["_metrics"]["ImageNet-1K"]["acc@1"]
+        size = f"{meta['num_params'] / 1e6:.1f} M parameters"
+        yield Entry(name, f"{size}, top-1 {top1:.1f} % on ImageNet; weights {names}", {})
+
+
+def timm_models(pattern: str) -> Iterator[Entry]:
+    """The models of timm whose ``timm:NAME`` fits a pattern."""
+    import timm  # takes seconds, and few need it
+
+    for name in timm.list_models(pretrained=True):
+        if fnmatchcase(f"timm:{name}", pattern):
+            yield Entry(f"timm:{name}", "weights pretrained", {})
+
+
+KINDS: dict[str, Callable[[], Iterator[Entry]]] = {
+    "explainers": explainers,
+    "objectives": objectives,
+    "models": classifiers,
+    "composites": composites,
+}
+"""What can be listed."""
+
+
+def entries(kind: str, pattern: str = "*") -> list[Entry]:
+    """Those entries of a kind in `KINDS` whose name fits a pattern."""
+    if kind == "models" and pattern.startswith("timm:"):
+        return list(timm_models(pattern))
+    return [entry for entry in KINDS[kind]() if fnmatchcase(entry.name, pattern)]
+
+
+def _described(registry: Mapping[str, Callable[..., Any]]) -> Iterator[Entry]:
+    for name, factory in registry.items():
+        options = {
+            p.name: None if p.default is p.empty else _shown(p.default)
+            for p in inspect.signature(factory).parameters.values()
+            if p.kind is not p.VAR_KEYWORD
+        }
+        yield Entry(name, _first_line(factory), options)
+
+
+def _first_line(factory: Callable[..., Any]) -> str:
+    function = factory.func if isinstance(factory, partial) else factory
+    return (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
+
+
+def _shown(default: Any) -> str:
+    return "found" if default is None else str(default)
+
+
+def _choice(choice: Choice) -> str:
+    conditions: Iterable[tuple[str, Any]] = (("layer", choice.layer), ("depth", choice.depth))
+    where = [choice.kind or "any", *(f"{k} {v}" for k, v in conditions if v is not None)]
+    return f"{' '.join(where)}: {choice.rule}"

@@ -1,0 +1,44 @@
+"""``trompe list``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from trompe.catalogue import KINDS, entries
+from trompe.cli.app import app, console, examples
+from trompe.errors import TrompeError
+from trompe.specs import check_name
+
+
+@app.command(
+    "list",
+    epilog=examples(
+        "trompe list explainers", "trompe list models 'resnet*'", "trompe list models 'timm:conv*'"
+    ),
+)
+def list_(
+    what: Annotated[
+        str,
+        typer.Argument(help=", ".join(KINDS), autocompletion=lambda: list(KINDS)),
+    ],
+    pattern: Annotated[str, typer.Argument(help="only names that fit, e.g. '*grad*'")] = "*",
+) -> None:
+    """List what can be chosen: names, what they are, options with their defaults."""
+    check_name("list of", what, KINDS)
+    found = entries(what, pattern)
+    if not found:
+        raise TrompeError(f"None of the {what} is called '{pattern}'; trompe list {what} has all.")
+    shown = Table(Column("name", no_wrap=True), "", box=None, show_header=False, pad_edge=False)
+    for entry in found:
+        options = [f"{k}={'...' if v is None else v}" for k, v in entry.options.items()]
+        about = [escape(entry.about), f"[dim]{escape(', '.join(options))}[/]"]
+        shown.add_row(
+            f"[bold]{escape(entry.name)}[/]", "\n".join(filter(None, about[: 1 + bool(options)]))
+        )
+    console.print(shown)
+    if what == "models":
+        console.print("Further: timm:NAME (trompe list models 'timm:*'), and your own factory.")

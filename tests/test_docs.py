@@ -1,0 +1,155 @@
+"""Every code block of the README and the documentation runs; every command line is one."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+from typer.main import get_command
+
+import trompe.cli.fool
+from trompe.cli import app
+from trompe.config import (
+    EvaluateConfig,
+    ExplainConfig,
+    FoolConfig,
+    TrainConfig,
+    read,
+)
+from trompe.explainers import parse_explainer
+from trompe.explainers.relevance.operations import RULES
+from trompe.objectives import parse_objective
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CONFIGS = {
+    "fool": FoolConfig,
+    "evaluate": EvaluateConfig,
+    "explain": ExplainConfig,
+    "train": TrainConfig,
+}
+# Only that it runs is asked here, so that few steps and images will do.
+FEW = {"--steps": 2, "--limit": 16, "--eval-limit": 16, "--epochs": 0.1, "--pairs": 4}
+FEW |= {"--eval-pairs": 4, "--eval-data": None}
+_BLOCK = re.compile(r"^```(\w*)(?: title=\"(.*?)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    language: str
+    title: str
+    text: str
+
+    @property
+    def needs(self):
+        """Whether it says that it needs what is not to be had here."""
+        return self.text.startswith("# Needs ")
+
+
+def blocks(page):
+    return [Block(*found) for found in _BLOCK.findall(page.read_text())]
+
+
+def commands(block):
+    """The command lines of a block of shell, as words."""
+    joined = block.text.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in joined if line and line[0] != "#"]
+
+
+def parsed(words):
+    """The settings in a command line, read by the parser and checked as the command does."""
+    name, *rest = words
+    command = get_command(app).commands[name]
+    with command.make_context(name, list(rest)) as context:
+        given = {k: v for k, v in context.params.items() if v not in (None, [], ())}
+    config = given.pop("config_file", None)
+    if name in CONFIGS and (config is None or Path(config).exists()):
+        settings = read(CONFIGS[name], config, given)
+        for spec in (
+            [*settings.explainer, *(getattr(settings, "eval_explainer", None) or [])]
+            if (name != "train")
+            else []
+        ):
+            if "mine.yaml" not in spec:
+                parse_explainer(spec)
+        for spec in getattr(settings, "objective", []):
+            if "mask=" not in spec:
+                parse_objective(spec)
+    return given
+
+
+def fewer(words):
+    """A command line with few steps and images."""
+    kept, rest = [], iter(words)
+    for word in rest:
+        kept.append(word)
+        if FEW.get(word) is not None:
+            next(rest)
+            kept.append(FEW[word])
+    if words[0] == "evaluate" and "--limit" not in words:
+        kept += ["--limit", 16]
+    if words[0] in ("fool", "train") and "--config" not in words:
+        kept += [] if "--limit" in words else ["--limit", 16]
+        kept += (
+            ["--eval-limit", 16] if "--eval-data" in words and "--eval-limit" not in words else []
+        )
+    if words[0] == "reproduce" and "--dry-run" not in words:
+        kept.append("--dry-run")
+    return kept
+
+
+def run_python(block, names):
+    text = re.sub(r"steps=\d+|\"steps\": \d+", lambda m: re.sub(r"\d+", "2", m[0]), block.text)
+    text = re.sub(r"limit=\d+", "limit=16", text)
+    text = re.sub(r"(Shapes\(\"\w+\", )(\d{3,})", r"\g<1>16", text)
+    exec(compile(text, "block", "exec"), names)
+
+
+@pytest.fixture
+def few_in_the_demo(monkeypatch):
+    def config(**given):
+        return FoolConfig(**{**given, "steps": 2, "limit": 16, "eval_limit": 16})
+
+    monkeypatch.setattr(trompe.cli.fool, "FoolConfig", config)
+
+
+@pytest.mark.usefixtures("few_in_the_demo")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_runs(page, tmp_path, monkeypatch, trompe):
+    """In order, in one directory and one namespace for a page."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(RULES, "nan_to_num", None)
+    names = {"__name__": "page"}
+    for block in blocks(page):
+        if block.title:
+            (tmp_path / block.title).write_text(block.text)
+        if block.language == "python":
+            ast.parse(block.text)
+            if not block.title and not block.needs:
+                run_python(block, names)
+        elif block.language == "yaml":
+            assert yaml.safe_load(block.text)
+        elif block.language == "sh":
+            for words in commands(block):
+                check(words, trompe, run=not block.needs)
+        else:
+            assert block.language in ("text",), f"a block without a language in {page}: {block}"
+
+
+def check(words, trompe, *, run):
+    program = words[0]
+    if program == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert set(words[1:]) <= set(targets)
+    elif program == "torchrun":
+        parsed(words[words.index("trompe") + 1 :])
+    elif program == "trompe":
+        parsed(words[1:])
+        if run:
+            device = ["--device", "cpu"] if words[1] in CONFIGS else []
+            code, _, err = trompe(*fewer(words[1:]), *device)
+            assert code == 0, err
+    else:
+        assert words in ([".", ".venv/bin/activate"], ["git", "clone", "..."])
