@@ -13,7 +13,8 @@ from trompe.cli.app import COMMANDS, EXIT_CODES
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Put what a page asks for in the place of its mark."""
     for mark, lines in (("commands", _commands), ("names", _names), ("exit codes", _exit_codes)):
-        markdown = markdown.replace(f"<!-- {mark} -->", "\n".join(lines()))
+        if f"<!-- {mark} -->" in markdown:
+            markdown = markdown.replace(f"<!-- {mark} -->", "\n".join(lines()))
     return markdown
 
 
@@ -22,15 +23,12 @@ def _commands() -> Iterator[str]:
     for name in COMMANDS:
         command = known[name]
         yield f"## trompe {name}\n\n{command.help}\n"
-        heading, _, examples = command.epilog.partition("\n")
+        heading, _, examples = command.epilog.strip().partition("\n")
         yield f"{heading}\n\n```sh\n{dedent(examples)}\n```\n"
         yield "| option | |\n| --- | --- |"
         for parameter in command.params:
-            written = parameter.human_readable_name
-            if parameter.param_type_name == "option":
-                written = " / ".join(parameter.opts + parameter.secondary_opts)
-            if parameter.name != "help":
-                yield f"| `{written}` | {_cell(parameter.help or '')} |"
+            written = " / ".join(parameter.opts + parameter.secondary_opts)
+            yield f"| `{written}` | {_cell(parameter.help or '')} |"
         yield ""
 
 

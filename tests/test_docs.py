@@ -32,8 +32,8 @@ CONFIGS = {
     "train": TrainConfig,
 }
 # Only that it runs is asked here, so that few steps and images will do.
-FEW = {"--steps": 2, "--limit": 16, "--eval-limit": 16, "--epochs": 0.1, "--pairs": 4}
-FEW |= {"--eval-pairs": 4, "--eval-data": None}
+FEW = {"--steps": 2, "--epochs": 0.1, "--limit": 16, "--eval-limit": 16}
+FEW |= {"--pairs": 4, "--eval-pairs": 4}
 _BLOCK = re.compile(r"^```(\w*)(?: title=\"(.*?)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -61,43 +61,37 @@ def commands(block):
 def parsed(words):
     """The settings in a command line, read by the parser and checked as the command does."""
     name, *rest = words
+    if "--help" in rest:
+        return {}
     command = get_command(app).commands[name]
     with command.make_context(name, list(rest)) as context:
         given = {k: v for k, v in context.params.items() if v not in (None, [], ())}
     config = given.pop("config_file", None)
     if name in CONFIGS and (config is None or Path(config).exists()):
-        settings = read(CONFIGS[name], config, given)
-        for spec in (
-            [*settings.explainer, *(getattr(settings, "eval_explainer", None) or [])]
-            if (name != "train")
-            else []
-        ):
-            if "mine.yaml" not in spec:
-                parse_explainer(spec)
-        for spec in getattr(settings, "objective", []):
-            if "mask=" not in spec:
-                parse_objective(spec)
+        settings = read(CONFIGS[name], config, given).model_dump()
+        specs = (settings.get("explainer") or []) + (settings.get("eval_explainer") or [])
+        for spec in specs:
+            parse_explainer(spec)
+        for spec in settings.get("objective") or []:
+            parse_objective(spec)
     return given
 
 
 def fewer(words):
     """A command line with few steps and images."""
-    kept, rest = [], iter(words)
+    name, *rest = words
+    kept, rest = [name], iter(rest)
     for word in rest:
-        kept.append(word)
-        if FEW.get(word) is not None:
+        if word in FEW:
             next(rest)
-            kept.append(FEW[word])
-    if words[0] == "evaluate" and "--limit" not in words:
-        kept += ["--limit", 16]
-    if words[0] in ("fool", "train") and "--config" not in words:
-        kept += [] if "--limit" in words else ["--limit", 16]
-        kept += (
-            ["--eval-limit", 16] if "--eval-data" in words and "--eval-limit" not in words else []
-        )
-    if words[0] == "reproduce" and "--dry-run" not in words:
-        kept.append("--dry-run")
-    return kept
+        else:
+            kept.append(word)
+    if name in CONFIGS:
+        known = {f"--{field.replace('_', '-')}" for field in CONFIGS[name].model_fields}
+        for option in FEW.keys() & known:
+            kept += [option, FEW[option]]
+        kept += ["--device", "cpu"]
+    return [*kept, "--dry-run"] if name == "reproduce" else kept
 
 
 def run_python(block, names):
@@ -143,13 +137,14 @@ def check(words, trompe, *, run):
     if program == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(words[1:]) <= set(targets)
+        if run and words == ["make", "demo"]:
+            assert trompe("demo")[0] == 0
     elif program == "torchrun":
         parsed(words[words.index("trompe") + 1 :])
     elif program == "trompe":
         parsed(words[1:])
         if run:
-            device = ["--device", "cpu"] if words[1] in CONFIGS else []
-            code, _, err = trompe(*fewer(words[1:]), *device)
+            code, _, err = trompe(*fewer(words[1:]))
             assert code == 0, err
     else:
         assert words in ([".", ".venv/bin/activate"], ["git", "clone", "..."])

@@ -55,6 +55,8 @@ def train(
 ) -> TrainResult:
     """Train a copy of ``model`` with AdamW under a one-cycle schedule.
 
+    Parameters that are not listed are those of `fool`.
+
     Parameters
     ----------
     model
@@ -65,8 +67,6 @@ def train(
         Passes over ``data``; may be a fraction.
     lr, weight_decay, label_smoothing
         Peak learning rate, AdamW's weight decay, smoothing of the cross-entropy.
-
-    Other parameters are those of `fool`.
 
     Raises
     ------

@@ -23,7 +23,7 @@ COMMANDS = ("demo", "fool", "evaluate", "explain", "train", "reproduce", "list",
 EXIT_CODES = {
     0: "done",
     1: "a part failed: a cell of reproduce, a check of doctor",
-    2: "something given can't be used; nothing was started, or the last checkpoint is kept",
+    2: "something given can't be used; finished work is kept",
     130: "interrupted; the same command goes on",
 }
 
@@ -38,7 +38,7 @@ class InOrder(TyperGroup):
 
 def examples(*commands: str) -> str:
     """The examples under a command's help; a long one is continued after a backslash."""
-    return "\n".join(["Examples:", *(f"  {c}".replace("\n", "\n    ") for c in commands)])
+    return "\n".join(["", "Examples:", *(f"  {c}".replace("\n", "\n    ") for c in commands)])
 
 
 def _ending() -> str:

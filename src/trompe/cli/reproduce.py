@@ -42,7 +42,8 @@ WHAT: dict[str, tuple[str, ...]] = {
 @app.command(
     epilog=examples(
         "trompe reproduce all --scale embedded",
-        "trompe reproduce passive --scale imagenette --data photos --cells 'location-*-resnet50'",
+        "trompe reproduce passive --scale imagenette --data photos \\\n"
+        "--cells 'location-*-resnet50'",
     )
 )
 def reproduce(

@@ -1,0 +1,173 @@
+"""What the command line says by itself: lists, the doctor, completion, what to type next."""
+
+import re
+import shlex
+
+import pytest
+
+from tests.test_docs import parsed
+from trompe import Shapes, doctor
+from trompe.explainers import EXPLAINERS, parse_explainer
+from trompe.explainers.relevance import COMPOSITES
+from trompe.models import load_model
+from trompe.objectives import OBJECTIVES
+
+FOOL = ("fool", "--model", "embedded", "--data", "shapes", "--limit", 8, "--steps", 1)
+FOOL += ("--batch-size", 4, "--device", "cpu")
+
+
+class TestList:
+    @pytest.mark.parametrize(
+        ("what", "names"),
+        [
+            ("explainers", [*EXPLAINERS, "captum", "pytorch-grad-cam"]),
+            ("objectives", [*OBJECTIVES]),
+            ("composites", [*COMPOSITES]),
+            ("models", ["embedded", "embedded-vgg", "resnet50", "vgg19", "densenet121"]),
+        ],
+    )
+    def test_everything_is_there(self, trompe, what, names):
+        code, out, err = trompe("list", what)
+        assert code == 0, err
+        listed = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
+        assert set(names) <= set(listed)
+
+    def test_options_are_those_that_work(self, trompe):
+        out = trompe("list", "explainers", "lrp")[1]
+        options = re.search(r"layer=.*", out)[0].strip().replace(" ", "")
+        assert parse_explainer(f"lrp:{options}") == parse_explainer("lrp")
+
+    def test_what_must_be_given(self, trompe):
+        assert "c1=..., c2=..." in trompe("list", "objectives", "active")[1]
+
+    def test_a_pattern(self, trompe):
+        lines = trompe("list", "models", "resnet?0")[1].splitlines()
+        assert [line.split()[0] for line in lines[:-1]] == ["resnet50"]
+        assert "25.6 M parameters" in lines[0]
+        assert "IMAGENET1K_V2" in lines[0]
+
+    def test_timms_models(self, trompe):
+        out = trompe("list", "models", "timm:resnet18*")[1]
+        name = out.split()[0]
+        assert name.startswith("timm:resnet18")
+        assert load_model(name).model is not None
+
+    def test_mistakes(self, trompe):
+        code, _, err = trompe("list", "explainer")
+        assert code == 2
+        assert "did you mean 'explainers'" in err
+        code, _, err = trompe("list", "models", "nothing-like-it")
+        assert code == 2
+        assert "trompe list models has all" in err
+
+
+class TestDoctor:
+    def test_all_is_well(self, trompe):
+        code, out, err = trompe("doctor")
+        assert code == 0, out + err
+        assert "All is well" in out
+        for about in ("torch ", "cpu", "torchvision's weights", "one step of fooling", "captum"):
+            assert about in out
+
+    def test_a_fault_is_named(self, trompe, monkeypatch, tmp_path):
+        monkeypatch.setattr(doctor, "packaged_weights", lambda name: tmp_path / name)
+        code, out, _ = trompe("doctor")
+        assert code == 1
+        assert "At fault: embedded, embedded-vgg" in out
+
+    def test_a_version_that_does_not_fit(self, trompe, monkeypatch):
+        versions = doctor.version
+        monkeypatch.setattr(
+            doctor, "version", lambda name: "2.13.0" if name == "torch" else versions(name)
+        )
+        code, out, _ = trompe("doctor")
+        assert code == 1
+        assert re.search(r"torch +2\.13\.0, but trompe needs", out)
+
+
+class TestCompletion:
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    @pytest.mark.parametrize(
+        ("typed", "offered"),
+        [
+            ("trompe fo", "fool"),
+            ("trompe fool --max-", "--max-accuracy-drop"),
+            ("trompe fool --explainer gra", "grad-cam"),
+            ("trompe fool --objective cen", "center-mass"),
+            ("trompe explain --model resnet5", "resnet50"),
+            ("trompe list comp", "composites"),
+        ],
+    )
+    def test_the_shell_is_offered_what_fits(self, trompe, monkeypatch, shell, typed, offered):
+        monkeypatch.setenv("_TROMPE_COMPLETE", f"complete_{shell}")
+        monkeypatch.setenv("COMP_WORDS", typed)
+        monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+        monkeypatch.setenv("_TYPER_COMPLETE_ARGS", typed)
+        monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+        _, out, _ = trompe()
+        assert offered in re.findall(r"[\w-]+", out)
+        assert "demo" not in out
+
+    def test_the_script_to_install(self, trompe, monkeypatch):
+        monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+        code, out, _ = trompe("--show-completion", "bash")
+        assert code == 0
+        assert "complete -o default -F _trompe_completion trompe" in out
+
+
+def next_commands(out):
+    return [shlex.split(line)[1:] for line in out.splitlines() if line.startswith("    trompe ")]
+
+
+class TestWhatToTypeNext:
+    def test_after_fool_and_evaluate(self, trompe, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        evaluated = ("--eval-data", "shapes:validation", "--eval-limit", 8)
+        code, out, err = trompe(*FOOL, *evaluated, "--control", "--out", "runs/first")
+        assert code == 0, err
+        assert len(out.splitlines()) <= 30, "one screen"
+        assert "Report: runs/first/report.html" in out
+        evaluate, again = next_commands(out)
+        assert evaluate[0] == "evaluate"
+        assert again[0] == "fool"
+        assert parsed(again)["objective"] == ["top-k"]
+
+        code, out, err = trompe(*again, "--device", "cpu")
+        assert code == 0, err
+        code, out, err = trompe(*evaluate, "--device", "cpu")
+        assert code == 0, err
+        assert len(out.splitlines()) <= 30
+        explain, listed = next_commands(out)
+        assert parsed(explain)["weights"] == "runs/first/weights.safetensors"
+        assert trompe(*listed)[0] == 0
+
+    def test_without_data_to_evaluate_on_it_says_what_is_missing(self, trompe, tmp_path):
+        code, out, err = trompe(*FOOL, "--out", tmp_path / "run")
+        assert code == 0, err
+        names = [words[0] for words in next_commands(out)]
+        assert names == ["fool", "evaluate", "fool"]
+        assert next_commands(out)[-1][-1] == "--control"
+
+    def test_after_train_and_explain(self, trompe, tmp_path):
+        code, out, err = trompe(
+            *("train", "--model", "embedded", "--data", "shapes", "--limit", 8, "--epochs", 1),
+            *("--device", "cpu", "--out", tmp_path / "base"),
+        )
+        assert code == 0, err
+        fool, explain = next_commands(out)
+        weights = str(tmp_path / "base" / "weights.safetensors")
+        assert parsed(fool)["weights"] == parsed(explain)["weights"] == weights
+        Shapes("train", size=1).picture(0).save(tmp_path / "a.png")
+        code, out, err = trompe(
+            *("explain", "--model", "embedded", "--images", tmp_path / "a.png", "--device", "cpu"),
+            *("--explainer", "lrp", "--out", tmp_path / "maps"),
+        )
+        assert code == 0, err
+        assert next_commands(out)[-1][-1] == "--check"
+        assert (
+            trompe(*next_commands(out)[-1], "--device", "cpu", "--out", tmp_path / "more")[0] == 0
+        )
+
+    def test_quiet_says_where_the_results_are_and_no_more(self, trompe, tmp_path):
+        out = trompe(*FOOL, "--quiet", "--out", tmp_path / "run")[1]
+        assert out.splitlines() == [f"Report: {tmp_path / 'run' / 'report.html'}"]
