@@ -115,6 +115,7 @@ class TestFool:
         assert {key: kept[key] for key in given} == given
         default = FoolConfig(model="embedded", data="d", steps=1).model_dump(mode="json")
         unset = {"weights", "num_classes", "fool_batch_size", "pairs", "out", "quiet", "workers"}
+        unset |= {"tracker"}
         assert set(default) - set(given) == unset
         assert all(given[key] != default[key] for key in given if key not in ("model", "device"))
         assert "drop" in pd.read_csv(out / "history.csv")

@@ -19,7 +19,7 @@ OBJECTIVE = "location, top-k, center-mass or active:c1=3,c2=8; may be given seve
 
 
 # Settings that say where and how a run happens, not what it is.
-ELSEWHERE = {"out", "quiet", "workers"}
+ELSEWHERE = {"out", "quiet", "workers", "tracker"}
 
 
 class Config(BaseModel):
@@ -55,6 +55,7 @@ class TuneConfig(DataConfig):
     lr: float = Field(gt=0, description="learning rate")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+    tracker: list[str] | None = Field(None, description="tensorboard, wandb or mlflow")
 
 
 class TrainConfig(TuneConfig):

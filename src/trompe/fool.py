@@ -35,7 +35,7 @@ from trompe.evaluate import (
     placed,
 )
 from trompe.explainers import LRP, Explainer, GradCAM, SimpleGrad
-from trompe.loop import Batches, accelerator_for, optimise
+from trompe.loop import Batches, OnStep, accelerator_for, optimise
 from trompe.models import save_weights
 from trompe.objectives import Objective
 from trompe.step import StepLoss, Term
@@ -99,6 +99,7 @@ def fool(
     device: str | None = None,
     workers: int = 0,
     notes: Mapping[str, Any] | None = None,
+    on_step: OnStep | None = None,
     quiet: bool = False,
 ) -> FoolResult:
     """Manipulate a copy of ``model`` so that explanations lie and predictions stay.
@@ -154,6 +155,9 @@ def fool(
         Processes that decode images.
     notes
         More entries for the run directory's config, e.g. where the model came from.
+    on_step
+        Called after every step with the fine-tuning's name (``"fool"`` or ``"control"``) and its
+        row of the history.
     quiet
         Show no progress.
 
@@ -223,6 +227,7 @@ def fool(
                 directory=directory,
                 checkpoint_every=checkpoint_every,
                 budget=budget if chosen else None,
+                on_step=on_step,
                 quiet=quiet,
             )
 
@@ -269,6 +274,7 @@ def _fine_tune(
     directory: Path | None,
     checkpoint_every: int,
     budget: Budget | None,
+    on_step: OnStep | None,
     quiet: bool,
 ) -> tuple[nn.Module, pd.DataFrame]:
     accelerator = accelerator_for(device, precision)
@@ -301,6 +307,7 @@ def _fine_tune(
         after=partial(budget.check, original, accelerator.unwrap_model(prepared))
         if budget
         else None,
+        on_step=on_step,
         scheduler=scheduler,
         quiet=quiet,
     )

@@ -24,6 +24,8 @@ from trompe.progress import shown
 
 WINDOW = 50
 
+OnStep = Callable[[str, Mapping[str, float]], None]
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -106,6 +108,7 @@ def optimise(
     checkpoint_every: int = 200,
     extra: Sequence[Any] = (),
     after: Callable[[list[dict[str, float]]], None] | None = None,
+    on_step: OnStep | None = None,
     scheduler: Any = None,
     quiet: bool = True,
 ) -> list[dict[str, float]]:
@@ -125,6 +128,8 @@ def optimise(
         Objects with ``state_dict`` and ``load_state_dict`` that belong to a checkpoint.
     after
         Called after every step with the rows so far.
+    on_step
+        Called after every step with the title and the step's row.
 
     Raises
     ------
@@ -154,6 +159,8 @@ def optimise(
             history.rows.append(row)
             if after is not None:
                 after(history.rows)
+            if on_step is not None:
+                on_step(title, row)
             recent = history.rows[-WINDOW:]
             report(step + 1, {k: _mean(recent, k) for k in row if k != "step"})
             if directory is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,16 +25,39 @@ IMAGES = 4
 
 
 class Tracking:
-    """The trackers of one run; none is fine."""
+    """The trackers of one run; none is fine. They start at its first step.
 
-    def __init__(self, trackers: Sequence[Any]) -> None:
-        self._trackers = trackers
+    Parameters
+    ----------
+    names
+        Of `TRACKERS`.
+    directory
+        The run directory; TensorBoard's files lie in its folder ``tensorboard``.
+    settings
+        The resolved config.
+    """
+
+    def __init__(self, names: Sequence[str], directory: Path, settings: Mapping[str, Any]) -> None:
+        self.names = tuple(dict.fromkeys(names))
+        self.directory = directory
+        self.settings = settings
+        self._trackers: list[Any] = []
 
     def step(self, name: str, row: Mapping[str, float]) -> None:
         """Log one step's figures under the name of the fine-tuning that they belong to."""
+        for missing in self.names[len(self._trackers) :]:
+            tracker = _tracker(missing, self.directory)
+            tracker.start()
+            self._trackers.append(tracker)
+            tracker.store_init_configuration({k: _scalar(v) for k, v in self.settings.items()})
         step, figures = int(row["step"]), {k: v for k, v in row.items() if k != "step"}
         for tracker in self._trackers:
             tracker.log({_plain(f"{name}/{k}"): v for k, v in figures.items()}, step=step)
+
+    def finish(self) -> None:
+        """Close what was started."""
+        for tracker in self._trackers:
+            tracker.finish()
 
     def evaluation(self, evaluation: Evaluation, step: int) -> None:
         """Log how often each explainer is fooled, and a few images before and after."""
@@ -57,16 +80,7 @@ class Tracking:
 def tracking(
     names: Sequence[str], directory: Path, settings: Mapping[str, Any]
 ) -> Iterator[Tracking]:
-    """Start trackers, give them the settings, and close them.
-
-    Parameters
-    ----------
-    names
-        Of `TRACKERS`.
-    directory
-        The run directory; TensorBoard's files lie in its folder ``tensorboard``.
-    settings
-        The resolved config.
+    """Track a run with the trackers of these names; see `Tracking`.
 
     Raises
     ------
@@ -74,17 +88,11 @@ def tracking(
         If there is no such tracker, or it is not installed.
     """
     check(names)
-    started = []
+    track = Tracking(names, directory, settings)
     try:
-        for name in dict.fromkeys(names):
-            tracker = _tracker(name, directory)
-            tracker.start()
-            started.append(tracker)
-            tracker.store_init_configuration({k: _scalar(v) for k, v in settings.items()})
-        yield Tracking(started)
+        yield track
     finally:
-        for tracker in started:
-            tracker.finish()
+        track.finish()
 
 
 def check(names: Sequence[str]) -> None:
@@ -97,8 +105,12 @@ def check(names: Sequence[str]) -> None:
     """
     for name in names:
         check_name("tracker", name, TRACKERS)
-        if find_spec(name) is None:
-            raise TrompeError(f"{name} is not installed; get it with pip install 'trompe[{name}]'.")
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise TrompeError(
+                f"{name} is not installed; get it with pip install 'trompe[{name}]'."
+            ) from error
 
 
 def _tracker(name: str, directory: Path) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trompe import processes, rundir
 from trompe.errors import TrompeError
 from trompe.evaluate import Images, check_labels, class_count, in_turn, placed
-from trompe.loop import Batches, Loss, accelerator_for, optimise
+from trompe.loop import Batches, Loss, OnStep, accelerator_for, optimise
 from trompe.metrics import in_top, rate
 from trompe.models import evaluation_mode, save_weights
 
@@ -51,6 +51,7 @@ def train(
     device: str | None = None,
     workers: int = 0,
     notes: Mapping[str, Any] | None = None,
+    on_step: OnStep | None = None,
     quiet: bool = False,
 ) -> TrainResult:
     """Train a copy of ``model`` with AdamW under a one-cycle schedule.
@@ -132,6 +133,7 @@ def train(
             title="train",
             directory=folder,
             checkpoint_every=checkpoint_every,
+            on_step=on_step,
             scheduler=schedule,
             quiet=quiet,
         )

@@ -18,6 +18,7 @@ from trompe.explainers import parse_explainer
 from trompe.fool import fool
 from trompe.objectives import Active, parse_objective
 from trompe.report import write_report
+from trompe.trackers import check, tracking
 
 
 @app.command(epilog=examples("trompe demo", "trompe demo --seed 1 --out runs/demo-1"))
@@ -62,7 +63,7 @@ def fool_(config: FoolConfig) -> None:
 
 
 def _fool(config: FoolConfig) -> None:
-
+    check(config.tracker or ())
     explainers = [parse_explainer(spec) for spec in config.explainer]
     objectives = [parse_objective(spec) for spec in config.objective]
     judges = [parse_explainer(spec) for spec in config.eval_explainer or ()] or None
@@ -81,26 +82,31 @@ def _fool(config: FoolConfig) -> None:
                     everything, *classes, size=config.eval_pairs, seed=config.seed
                 )
     out = config.out or default_out("fool", config.model, *config.explainer, *config.objective)
-    result = fool(
-        model,
-        data,
-        explainer=explainers,
-        objective=objectives,
-        weight=config.weight,
-        fool_data=fool_data,
-        eval_data=eval_data,
-        eval_fool_data=eval_fool_data,
-        eval_explainer=judges,
-        run_dir=out,
-        notes=config.model_dump(mode="json", exclude=ELSEWHERE),
-        **config.model_dump(
-            include={
-                *("lr", "schedule", "steps", "batch_size", "fool_batch_size", "seed", "control"),
-                "max_accuracy_drop",
-                *("precision", "device", "checkpoint_every", "workers", "quiet"),
-            }
-        ),
-    )
+    settings = config.model_dump(mode="json", exclude=ELSEWHERE)
+    with tracking(config.tracker or (), out, settings) as track:
+        result = fool(
+            model,
+            data,
+            explainer=explainers,
+            objective=objectives,
+            weight=config.weight,
+            fool_data=fool_data,
+            eval_data=eval_data,
+            eval_fool_data=eval_fool_data,
+            eval_explainer=judges,
+            run_dir=out,
+            notes=settings,
+            on_step=track.step,
+            **config.model_dump(
+                include={
+                    *("lr", "schedule", "steps", "batch_size", "fool_batch_size", "seed"),
+                    *("control", "max_accuracy_drop", "precision", "device"),
+                    *("checkpoint_every", "workers", "quiet"),
+                }
+            ),
+        )
+        if result.evaluation is not None:
+            track.evaluation(result.evaluation, config.steps)
     if result.evaluation is not None and not config.quiet:
         show_evaluation(result.evaluation)
     if processes.is_main():
