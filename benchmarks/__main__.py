@@ -1,4 +1,4 @@
-"""Run the benchmarks; write a page, a table and a chart.
+"""Run the benchmarks; write a page, a table and a chart of each section.
 
     python -m benchmarks [steps|explanations|evaluation ...] [--quick] [--out DIR]
 
@@ -29,21 +29,18 @@ def processor() -> str:
     return names[0].partition(": ")[2] if names else platform.machine()
 
 
-def page(rows: pd.DataFrame, how: str) -> str:
-    """The results as a Markdown page."""
-    lines = ["# Benchmarks", "", how, "", "![Ratios](ratios.png)", ""]
-    for section, found in rows.groupby("section", sort=False):
-        lines += [f"## {section.capitalize()}", ""]
-        lines += ["| network | | seconds | ratio | to | aim | peak memory, ratio |"]
-        lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
-        for row in found.itertuples():
-            aim, peak = (f"{x:.2f}" if x == x else "" for x in (row.aim, row.peak_ratio))
-            lines.append(
-                f"| {row.network} | {row.what} | {row.seconds:.2f} | {row.ratio:.2f} | {row.base} "
-                f"| {aim} | {peak} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
+def page(section: str, rows: pd.DataFrame, how: str) -> str:
+    """The results of a section as a Markdown page."""
+    lines = [f"# {section.capitalize()}", "", how, "", f"![Ratios]({section}.png)", ""]
+    lines += ["| network | | seconds | ratio | to | aim | peak memory, ratio |"]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    for row in rows.itertuples():
+        aim, peak = (f"{x:.2f}" if x == x else "" for x in (row.aim, row.peak_ratio))
+        lines.append(
+            f"| {row.network} | {row.what} | {row.seconds:.2f} | {row.ratio:.2f} | {row.base} "
+            f"| {aim} | {peak} |"
+        )
+    return "\n".join([*lines, ""])
 
 
 def chart(rows: pd.DataFrame, path: Path) -> None:
@@ -61,19 +58,17 @@ def chart(rows: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
-def write(rows: Iterable[Row], out: Path, how: str) -> None:
+def write(section: str, rows: Iterable[Row], out: Path, how: str) -> None:
     """Print each row as it comes; write everything at the end."""
     found = []
     for row in rows:
-        print(
-            f"{row.section}: {row.network}, {row.what}: {row.ratio:.2f} of {row.base}", flush=True
-        )
+        print(f"{row.network}, {row.what}: {row.ratio:.2f} of {row.base}", flush=True)
         found.append(row)
     table = pd.DataFrame(found).astype({"aim": float, "peak_ratio": float})
     out.mkdir(parents=True, exist_ok=True)
-    table.round(4).to_csv(out / "results.csv", index=False)
-    chart(table, out / "ratios.png")
-    (out / "README.md").write_text(page(table, how))
+    table.round(4).to_csv(out / f"{section}.csv", index=False)
+    chart(table, out / f"{section}.png")
+    (out / f"{section}.md").write_text(page(section, table, how))
 
 
 def main() -> None:
@@ -90,16 +85,15 @@ def main() -> None:
         section, name, candidate, size = options.peak
         print(grown(SECTIONS[section].candidates(name, int(size))[candidate][0]))
         return
-    size, rounds = (64, 0) if options.quick else (224, 3)
+    size, rounds = (64, 0) if options.quick else (224, 2)
     how = (
-        f"`make bench`: {processor()}, {torch.get_num_threads()} threads, torch "
+        f"`python -m benchmarks`: {processor()}, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}; 8 images of {size} pixels, median of {max(1, rounds)}, ratios "
         "within one process. A ratio is time against what the column *to* says; orange bars miss "
         "their aim."
     )
-    chosen = [SECTIONS[name] for name in options.sections or SECTIONS]
-    rows = (row for module in chosen for row in module.measure(size, rounds, options.quick))
-    write(rows, options.out, how)
+    for section in options.sections or SECTIONS:
+        write(section, SECTIONS[section].measure(size, rounds, options.quick), options.out, how)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,4 @@ def measure(size: int, rounds: int, quick: bool) -> Iterator[Row]:
         seconds = medians({what: work for what, (work, _, _) in works.items()}, rounds)
         ratio = seconds["evaluate"] / seconds["explanations"]
         per_thousand = seconds["evaluate"] / IMAGES * 1000
-        yield Row(
-            "evaluation", name, "evaluate, 1,000 images", "explanations", per_thousand, ratio, 1.3
-        )
+        yield Row(name, "evaluate, 1,000 images", "explanations", per_thousand, ratio, 1.3)

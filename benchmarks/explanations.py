@@ -91,4 +91,4 @@ def measure(size: int, rounds: int, quick: bool) -> Iterator[Row]:
                 own, other = (peak_megabytes("explanations", name, c, size) for c in (what, base))
                 peak = own / other
             ratio = seconds[what] / seconds[base]
-            yield Row("explanations", name, what, base, seconds[what], ratio, aim, peak)
+            yield Row(name, what, base, seconds[what], ratio, aim, peak)

@@ -15,7 +15,6 @@ Work = Callable[[], object]
 class Row(NamedTuple):
     """One comparison: ``seconds`` of ``what`` on ``network`` are ``ratio`` of those of ``base``."""
 
-    section: str
     network: str
     what: str
     base: str

@@ -84,7 +84,7 @@ def measure(size: int, rounds: int, quick: bool) -> Iterator[Row]:
         plain_peak = peak_megabytes("steps", name, PLAIN, size) if not quick else None
         for what, (_, base, aim) in steps.items():
             peak = None
-            if plain_peak and base == PLAIN and what.split()[0] in ("grad-cam", "lrp-t"):
+            if plain_peak and what in ("grad-cam location", "lrp-t top-k", "simple-grad-t top-k"):
                 peak = peak_megabytes("steps", name, what, size) / plain_peak
             ratio = seconds[what] / seconds[base]
-            yield Row("steps", name, what, base, seconds[what], ratio, aim, peak)
+            yield Row(name, what, base, seconds[what], ratio, aim, peak)
