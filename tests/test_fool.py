@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -36,6 +37,7 @@ from trompe import (
     train,
 )
 from trompe.data import SHAPES_PREPROCESSING
+from trompe.data.kept import Kept
 from trompe.maps import is_empty
 
 LAYER = "features.6"
@@ -133,6 +135,33 @@ def test_every_image_once_per_epoch_and_a_function_of_seed_and_step():
     assert all(sorted(flat[i : i + 10]) == list(range(10)) for i in range(0, 40, 10))
     assert [b[0].tolist() for b in Batches(Noise(10), 4, seed=3).between(6, 10)] == drawn[6:]
     assert [b[0].tolist() for b in Batches(Noise(10), 4, seed=4).between(0, 10)] != drawn
+
+
+class Counted(Noise):
+    """Knows how often each image was read."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.read = Counter()
+
+    def __getitem__(self, index):
+        self.read[index] += 1
+        return super().__getitem__(index)
+
+
+def test_an_image_is_read_once_as_long_as_there_is_room():
+    kept = Kept(data := Counted(6), room=4 * data[0][0].nbytes)
+    for _ in range(3):
+        for index in range(6):
+            assert torch.equal(kept[index][0], data.images[index])
+    assert [data.read[i] for i in range(1, 6)] == [1, 1, 1, 3, 3]
+
+
+def test_a_run_and_its_control_read_the_data_once():
+    data = Counted(6)
+    fool(make("vgg"), data, **settings(steps=4, control=True))
+    assert set(data.read) == set(range(6))
+    assert max(data.read[i] for i in range(1, 6)) == 1
 
 
 def test_the_given_model_stays_and_the_copy_changes():

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from trompe.data.kept import Kept
 from trompe.evaluate import Images
 from trompe.train import accuracy
 
@@ -45,7 +46,7 @@ class Budget:
 
     def __init__(self, max_drop: float, held_out: Images, *, steps: int) -> None:
         self.max_drop = max_drop
-        self.held_out = held_out
+        self.held_out = Kept(held_out)
         self.steps = steps
         self.every = max(1, steps // CHECKS)
         self.top1: float | None = None

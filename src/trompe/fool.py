@@ -209,15 +209,18 @@ def fool(
         tuned_on, held_out = parted(data, seed)
         budget = Budget(max_accuracy_drop / 100, held_out, steps=steps)
 
+    batches = Batches(tuned_on, batch_size, seed, workers)
+    fool_batches = None
+    if fool_data is not None:
+        fool_batches = Batches(fool_data, fool_batch_size or batch_size, seed, workers)
+
     def run(directory: Path | None) -> FoolResult:
         def tune(chosen: list[Term], name: str) -> tuple[nn.Module, pd.DataFrame]:
             return _fine_tune(
                 original,
                 chosen,
-                Batches(tuned_on, batch_size, seed, workers),
-                None
-                if fool_data is None
-                else Batches(fool_data, fool_batch_size or batch_size, seed, workers),
+                batches,
+                fool_batches,
                 lr=lr,
                 schedule=schedule,
                 steps=steps,

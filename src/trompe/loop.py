@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from trompe import processes, rundir
+from trompe.data.kept import Kept
 from trompe.errors import TrompeError
 from trompe.progress import shown
 
@@ -40,7 +41,8 @@ class Batches:
     """Batches as a function of the step alone, so that a resumed run sees what it would have seen.
 
     Permutations of the data follow one another without a gap and are cut into batches. Items come
-    with their index first. Of several processes each gets its share of every batch.
+    with their index first. Of several processes each gets its share of every batch. Without worker
+    processes decoded images are kept in memory, if they are not augmented.
 
     Raises
     ------
@@ -55,6 +57,7 @@ class Batches:
                 "a multiple."
             )
         self.data = data
+        self._indexed = _Indexed(data, keep=workers == 0)
         self.size = len(data)
         self.batch_size = batch_size
         self.seed = seed
@@ -63,7 +66,7 @@ class Batches:
     def between(self, start: int, stop: int) -> Iterator[list[Tensor]]:
         """The batches of steps ``start`` to ``stop`` - 1, as ``[indices, *item parts]``."""
         loader = DataLoader(
-            _Indexed(self.data),
+            self._indexed,
             batch_sampler=(self._indices(step) for step in range(start, stop)),
             num_workers=self.workers,
             generator=torch.Generator().manual_seed(self.seed),
@@ -86,9 +89,9 @@ class Batches:
 
 
 class _Indexed(Dataset[Any]):
-    def __init__(self, data: Any) -> None:
-        self.data = data
+    def __init__(self, data: Any, *, keep: bool) -> None:
         self.augmented = bool(getattr(data, "augmented", False))
+        self.data: Any = Kept(data) if keep and not self.augmented else data
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Any, ...]:
         index, _ = place
