@@ -40,7 +40,7 @@ def _names() -> Iterator[str]:
     ):
         yield f"## {title}\n\n| name | | options |\n| --- | --- | --- |"
         for name, about, options in entries(kind):
-            written = ", ".join(f"`{k}={'…' if v is None else v}`" for k, v in options.items())
+            written = ", ".join(f"`{option}`" for option in options)
             yield f"| `{name}` | {_cell(about)} | {written} |"
         yield ""
 

@@ -17,11 +17,14 @@ from trompe.objectives import OBJECTIVES
 
 
 class Entry(NamedTuple):
-    """A name, one line about it, and its options with their defaults (None: must be given)."""
+    """A name, one line about it, and its options as they are written.
+
+    ``low=0.0`` has that default, ``mask`` may be left out, ``c1=...`` must be given.
+    """
 
     name: str
     about: str
-    options: dict[str, str | None]
+    options: tuple[str, ...] = ()
 
 
 def explainers() -> Iterator[Entry]:
@@ -37,20 +40,20 @@ def objectives() -> Iterator[Entry]:
 def composites() -> Iterator[Entry]:
     """Every LRP composite: the rule of each kind of operation; the first that fits counts."""
     for name, composite in COMPOSITES.items():
-        yield Entry(name, "; ".join(map(_choice, composite.choices)), {})
+        yield Entry(name, "; ".join(map(_choice, composite.choices)))
 
 
 def classifiers() -> Iterator[Entry]:
     """The packaged models and torchvision's classifiers; timm's have `timm_models`."""
     for name, factory in EMBEDDED.items():
-        yield Entry(name, f"{_first_line(factory)} Packaged, with its weights.", {})
+        yield Entry(name, f"{_first_line(factory)} Packaged, with its weights.")
     for name in models.list_models(module=models):
         weights = models.get_model_weights(name)
         meta = weights["DEFAULT"].meta
         names = ", ".join(weights.__members__)
         top1 = meta["_metrics"]["ImageNet-1K"]["acc@1"]
         size = f"{meta['num_params'] / 1e6:.1f} M parameters"
-        yield Entry(name, f"{size}, top-1 {top1:.1f} % on ImageNet; weights {names}", {})
+        yield Entry(name, f"{size}, top-1 {top1:.1f} % on ImageNet; weights {names}")
 
 
 def timm_models(pattern: str) -> Iterator[Entry]:
@@ -59,7 +62,7 @@ def timm_models(pattern: str) -> Iterator[Entry]:
 
     for name in timm.list_models(pretrained=True):
         if fnmatchcase(f"timm:{name}", pattern):
-            yield Entry(f"timm:{name}", "weights pretrained", {})
+            yield Entry(f"timm:{name}", "weights pretrained")
 
 
 KINDS: dict[str, Callable[[], Iterator[Entry]]] = {
@@ -80,11 +83,8 @@ def entries(kind: str, pattern: str = "*") -> list[Entry]:
 
 def _described(registry: Mapping[str, Callable[..., Any]]) -> Iterator[Entry]:
     for name, factory in registry.items():
-        options = {
-            p.name: None if p.default is p.empty else _shown(p.default)
-            for p in inspect.signature(factory).parameters.values()
-            if p.kind is not p.VAR_KEYWORD
-        }
+        parameters = inspect.signature(factory).parameters.values()
+        options = tuple(_option(p) for p in parameters if p.kind is not p.VAR_KEYWORD)
         yield Entry(name, _first_line(factory), options)
 
 
@@ -93,8 +93,11 @@ def _first_line(factory: Callable[..., Any]) -> str:
     return (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
 
 
-def _shown(default: Any) -> str:
-    return "found" if default is None else str(default)
+def _option(parameter: inspect.Parameter) -> str:
+    if parameter.default is None:
+        return parameter.name
+    default = "..." if parameter.default is parameter.empty else parameter.default
+    return f"{parameter.name}={default}"
 
 
 def _choice(choice: Choice) -> str:

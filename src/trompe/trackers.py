@@ -50,9 +50,9 @@ class Tracking:
             tracker.start()
             self._trackers.append(tracker)
             tracker.store_init_configuration({k: _scalar(v) for k, v in self.settings.items()})
-        step, figures = int(row["step"]), {k: v for k, v in row.items() if k != "step"}
+        figures = {_plain(f"{name}/{k}"): v for k, v in row.items()}
         for tracker in self._trackers:
-            tracker.log({_plain(f"{name}/{k}"): v for k, v in figures.items()}, step=step)
+            tracker.log(figures, step=_step(tracker, int(row["step"])))
 
     def finish(self) -> None:
         """Close what was started."""
@@ -68,12 +68,12 @@ class Tracking:
         }
         pictures = _pictures(evaluation)
         for tracker in self._trackers:
-            tracker.log(figures, step=step)
+            tracker.log(figures, step=_step(tracker, step))
             if tracker.name == "mlflow":
                 _log_files(tracker, pictures)
             else:
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images(pictures, step=step, **layout)
+                tracker.log_images(pictures, step=_step(tracker, step), **layout)
 
 
 @contextmanager
@@ -119,6 +119,11 @@ def _tracker(name: str, directory: Path) -> Any:
     if name == "wandb":
         return WandBTracker(PROJECT, name=directory.name, dir=str(directory))
     return MLflowTracker(PROJECT, run_name=directory.name)
+
+
+def _step(tracker: Any, step: int) -> int | None:
+    """W&B counts by itself: it drops a step that is not above the last, as the control's are."""
+    return None if tracker.name == "wandb" else step
 
 
 def _pictures(evaluation: Evaluation) -> dict[str, Any]:

@@ -33,12 +33,9 @@ def list_(
     if not found:
         raise TrompeError(f"None of the {what} is called '{pattern}'; trompe list {what} has all.")
     shown = Table(Column("name", no_wrap=True), "", box=None, show_header=False, pad_edge=False)
-    for entry in found:
-        options = [f"{k}={'...' if v is None else v}" for k, v in entry.options.items()]
-        about = [escape(entry.about), f"[dim]{escape(', '.join(options))}[/]"]
-        shown.add_row(
-            f"[bold]{escape(entry.name)}[/]", "\n".join(filter(None, about[: 1 + bool(options)]))
-        )
+    for name, about, options in found:
+        lines = [escape(about), f"[dim]{escape(', '.join(options))}[/]"]
+        shown.add_row(f"[bold]{escape(name)}[/]", "\n".join(lines[: 2 if options else 1]))
     console.print(shown)
     if what == "models":
         console.print("Further: timm:NAME (trompe list models 'timm:*'), and your own factory.")

@@ -48,6 +48,7 @@ def after_fool(config: FoolConfig, out: Path) -> dict[str, str]:
                 limit=config.eval_limit,
                 objective=config.objective,
                 explainer=["lrp", "integrated-gradients"],
+                out=f"{out}-evaluated",
             )
         } | steps
     else:
@@ -58,6 +59,7 @@ def after_fool(config: FoolConfig, out: Path) -> dict[str, str]:
             data="FOLDER",
             objective=config.objective,
             explainer=config.explainer,
+            out=f"{out}-evaluated",
         )
     if not config.control:
         steps["see what honest fine-tuning changes by itself"] = (
