@@ -24,14 +24,21 @@ SHOTS = {
 
 
 def shoot(page: Page, selector: str) -> Image.Image:
-    """The part of a page from the first to the last element of a selector, at most 1,500 high."""
+    """The part of a page from the first to the last element of a selector, at most 1,010 high."""
     boxes = [box for one in page.locator(selector).all() if (box := one.bounding_box())]
     top = max(0, min(box["y"] for box in boxes) - 24)
-    bottom = min(max(box["y"] + box["height"] for box in boxes) + 24, top + 1500)
+    bottom = min(max(box["y"] + box["height"] for box in boxes) + 24, top + 1010)
     assert page.viewport_size is not None
     clip = {"x": 0, "y": top, "width": page.viewport_size["width"], "height": bottom - top}
     shot = page.screenshot(full_page=True, clip=clip)  # type: ignore[arg-type]
-    return Image.open(io.BytesIO(shot)).convert("RGB").quantize(256)
+    return Image.open(io.BytesIO(shot))
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a picture with 256 colours, dithered: a third of the bytes."""
+    picture = picture.convert("RGB")
+    palette = picture.quantize(256)
+    picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 def make(run: Path) -> None:
@@ -42,7 +49,8 @@ def make(run: Path) -> None:
     except SystemExit as ended:
         if ended.code:
             raise
-    figure(run, RESULTS / "demo.png", images=3)
+    demo = figure(run, RESULTS / "demo.png", images=3)
+    save(Image.open(demo), demo)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
@@ -53,10 +61,12 @@ def make(run: Path) -> None:
                 color_scheme=scheme,  # type: ignore[arg-type]
             )
             page.goto((run / "report.html").resolve().as_uri())
-            shoot(page, selector).save(RESULTS / f"{name}.png", optimize=True)
+            save(shoot(page, selector), RESULTS / f"{name}.png")
         browser.close()
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and len(sys.argv) > 1:
+    make(Path(sys.argv[1]))
+elif __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder) / "demo")

@@ -519,7 +519,7 @@ def test_transfer_figure_holds_every_rate(run, tmp_path):
     for _, row in table.iterrows():
         assert f"{100 * row['fsr']:.1f}" in shown
     assert "Location by Grad-CAM" in shown
-    assert "Location by control" in shown
+    assert "Location, control" in shown
     assert "LRP at layer4" in shown
 
 

@@ -60,7 +60,7 @@ def figure(run_dir: Path, out: Path, layout: str | None = None, images: int = 4)
     drawn = _transfer(run_dir) if layout == "transfer" else _pictures(run_dir, layout, images)
     with rundir.writing(out), rc_context({"svg.hashsalt": "trompe", "pdf.fonttype": 42}):
         metadata = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-        drawn.savefig(out, dpi=300, metadata=metadata[out.suffix.lower()])
+        drawn.savefig(out, dpi=200, metadata=metadata[out.suffix.lower()])
     return out
 
 

@@ -133,7 +133,7 @@ def _card(
 
 
 def _verdict(row: Mapping[Any, Any], several: bool) -> Verdict:
-    loss = f"test loss {words.number(float(row['test_loss']), 3)}"
+    loss = f"loss {words.number(float(row['test_loss']), 3)}"
     text = f"{words.objective_name(row['objective'])} {loss}" if several else loss
     return Verdict(str(row["model"]), text, bool(row["fooled"]))
 

@@ -55,7 +55,10 @@ def write_grid(
         title=grid.scale,
         headline=headline(results),
         summary=_summary(results),
-        matrices=[_matrix(grid, results, section) for section in SECTIONS],
+        matrices=[
+            (f"{section.capitalize()} fooling", _matrix(grid, results, section))
+            for section in SECTIONS
+        ],
         accuracy=_accuracy(results),
         pictures=pictures,
         missing=_missing(results, command, failures),
@@ -104,7 +107,7 @@ def _matrix(grid: Grid, results: Results, section: str) -> Matrix:
         cells = [found.get(place) for place in itertools.product(networks, explainers)]
         lines.append((name, short_name(str(attacked)), cells))
     return Matrix(
-        f"{section.capitalize()} fooling: success rate in %",
+        f"Success rate of {section} fooling in %",
         [short_name(explainer) for explainer in explainers] * len(networks),
         lines,
         [(network_name(network), len(explainers)) for network in networks],

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from trompe.report.colour import INK_TURNS, RATE
+from trompe.report.run import CONTROL
 from trompe.report.words import network_name, objective_name, short_name
 
 WIDTH, HEIGHT, NAMES, HEADS = 0.37, 0.3, 1.5, 0.75  # of a cell and of its labels, in inches
@@ -62,7 +63,7 @@ def draw(rows: pd.DataFrame) -> Figure:
 def attack(objective: str, through: str, target: str) -> str:
     """Name an attack: its objective, the explainer in the loss, the class of an active one."""
     of = "" if target == "label" else f", {target}"
-    by = f" by {short_name(through)}" if through else ""
+    by = ", control" if through == CONTROL else f" by {short_name(through)}" if through else ""
     return f"{objective_name(objective)}{by}{of}"
 
 
