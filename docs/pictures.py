@@ -24,10 +24,10 @@ SHOTS = {
 
 
 def shoot(page: Page, selector: str) -> Image.Image:
-    """The part of a page from the first to the last element of a selector, at most 1,010 high."""
+    """The part of a page from the first to the last element of a selector, at most 990 high."""
     boxes = [box for one in page.locator(selector).all() if (box := one.bounding_box())]
     top = max(0, min(box["y"] for box in boxes) - 24)
-    bottom = min(max(box["y"] + box["height"] for box in boxes) + 24, top + 1010)
+    bottom = min(max(box["y"] + box["height"] for box in boxes) + 24, top + 990)
     assert page.viewport_size is not None
     clip = {"x": 0, "y": top, "width": page.viewport_size["width"], "height": bottom - top}
     shot = page.screenshot(full_page=True, clip=clip)  # type: ignore[arg-type]
