@@ -13,14 +13,15 @@ QUOTES = "'\"&lt;{{ 7 * 7 }} $\\frac{1}{0}$ </style></pre>"
 
 
 def photographs(n, side, seed=0):
-    """Textures with the spectrum of photographs."""
+    """Textures with the spectrum of photographs: 20 different ones, then those again, shifted."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side)))
     frequency[0, 0] = 1
-    noise = np.fft.fft2(rng.normal(size=(n, 3, side, side))) / frequency
+    noise = np.fft.fft2(rng.normal(size=(min(n, 20), 3, side, side))) / frequency
     images = np.real(np.fft.ifft2(noise)).transpose(0, 2, 3, 1)
     low, high = images.min((1, 2), keepdims=True), images.max((1, 2), keepdims=True)
-    return (255 * (images - low) / (high - low)).astype(np.uint8)
+    images = (255 * (images - low) / (high - low)).astype(np.uint8)
+    return np.stack([np.roll(images[i % 20], 7 * (i // 20), 0) for i in range(n)])
 
 
 def interval(hits, rng):
