@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint docs bench
+.PHONY: setup demo test lint docs bench pictures
 
 setup: $(VENV)/.ready
 
@@ -31,3 +31,6 @@ docs: setup
 # Nothing else should run meanwhile; about half an hour.
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+
+pictures: setup
+	$(BIN)/python docs/pictures.py

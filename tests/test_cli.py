@@ -1,6 +1,8 @@
 """The command line as people use it: real files, real commands, exit codes and sentences."""
 
 import io
+import itertools
+import json
 import os
 import pickle
 import re
@@ -19,9 +21,11 @@ import torch
 import yaml
 from filelock import FileLock
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.main import get_command
 
+from tests.runs import make_run
 from tests.test_docs import parsed
 from trompe import Shapes, load_model
 from trompe.cli import app
@@ -109,13 +113,16 @@ class TestFool:
         path = tmp_path / "given.yaml"
         path.write_text(yaml.safe_dump(given))
         out = tmp_path / "run"
-        code, _, err = trompe("fool", "--config", path, "--quiet", "--out", out)
+        code, _, err = trompe("fool", "--config", path, "--quiet", "--gallery", 3, "--out", out)
         assert code == 0, err
+        with safe_open(out / "evaluation/gallery.safetensors", "numpy") as file:
+            captions = json.loads(file.metadata()["gallery"])
+        assert [caption["chosen"] for caption in captions].count("") == 3
         kept = yaml.safe_load((out / "config.yaml").read_text())
         assert {key: kept[key] for key in given} == given
         default = FoolConfig(model="embedded", data="d", steps=1).model_dump(mode="json")
         unset = {"weights", "num_classes", "fool_batch_size", "pairs", "out", "quiet", "workers"}
-        unset |= {"tracker"}
+        unset |= {"tracker", "gallery"}
         assert set(default) - set(given) == unset
         assert all(given[key] != default[key] for key in given if key not in ("model", "device"))
         assert "drop" in pd.read_csv(out / "history.csv")
@@ -399,3 +406,27 @@ def test_pictures_written_are_pictures(trompe, tmp_path):
     assert {p.name for p in (tmp_path / "maps").iterdir()} == {
         *("a.lrp.png", "a.lrp.overlay.png", "maps.safetensors")
     }
+
+
+class TestFigure:
+    def test_every_layout_and_format_is_written(self, trompe, tmp_path):
+        run = make_run(tmp_path / "run", n=3, side=16)
+        starts = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
+        for layout, (kind, start) in itertools.product(("passive", "transfer"), starts.items()):
+            words = ("--layout", layout, "--format", kind, "--images", 1)
+            code, out, err = trompe("figure", run, *words)
+            assert code == 0, err
+            assert out.strip() == str(run / f"figure-{layout}.{kind}")
+            assert Path(out.strip()).read_bytes().startswith(start)
+        code, out, _ = trompe("figure", run, "--out", tmp_path / "mine.svg")
+        assert code == 0
+        assert (tmp_path / "mine.svg").exists()
+
+    def test_what_a_run_does_not_hold_is_refused(self, trompe, tmp_path):
+        run = make_run(tmp_path / "run", n=3, side=16)
+        code, _, err = trompe("figure", run, "--layout", "active")
+        assert code == 2
+        assert "holds no active fooling; draw its layout passive" in err
+        code, _, err = trompe("figure", tmp_path, "--layout", "transfer")
+        assert code == 2
+        assert "not a run directory" in err

@@ -1,6 +1,7 @@
 """The paper's experiments: the grid as data, its runner, its tables, its page."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -207,6 +208,11 @@ class TestRunner:
         assert "transfer-passive" not in page
         assert page.count("data:image/webp") == 5
         assert "not run" not in page
+        code, _, err = trompe("figure", out, "--layout", "transfer", "--format", "svg")
+        assert code == 0, err
+        drawn = re.findall("<!-- (.*?) -->", (out / "figure-transfer.svg").read_text())
+        rates = pd.read_csv(out / "tables/rates.csv")
+        assert {f"{100 * rate:.1f}" for rate in rates["fsr"]} <= set(drawn)
 
         code, _, err = trompe(*command)
         assert code == 0, err

@@ -321,14 +321,38 @@ def test_evaluation_counts_what_it_says(tmp_path):
     assert top1 == pytest.approx(right.double().mean().item())
     assert result.accuracy.set_index("model").loc["original", "agreement"] == 1
     assert len(result.maps) == 23 * 2 * 2
-    assert len(result.gallery.images) == 4
+    lied = result.maps.query("attacked and model == 'manipulated'")
+    ranked = lied.sort_values(["test_loss", "index"])["index"].tolist()
+    ends = {"lowest": ranked[:3], "highest": ranked[-3:]}
+    why = {i: end for end, indices in ends.items() for i in indices if i % 6}
+    captions = result.gallery.captions
+    assert [c["index"] for c in captions] == [0, 6, 12, 18, *sorted(why)]
+    assert all(why.get(c["index"], "") in c["chosen"] for c in captions)
+    assert not any(c["chosen"] for c in captions[:4])
+    heatmaps = result.gallery.heatmaps[str(explainer), "label", "manipulated"]
+    assert torch.allclose(heatmaps, heat[[c["index"] for c in captions]], atol=1e-4)
 
     result.save(tmp_path / "evaluation")
     pd.testing.assert_frame_equal(
         pd.read_parquet(tmp_path / "evaluation" / "explanations.parquet"), result.maps
     )
     stored = load_file(tmp_path / "evaluation" / "gallery.safetensors")
-    assert stored[f"{explainer}|label|manipulated"].shape == (4, 8, 8)
+    assert stored[f"{explainer}|label|manipulated"].shape == heatmaps.shape
+
+
+def test_names_that_are_no_text_do_not_cost_the_evaluation(tmp_path):
+    class Named(Noise):
+        classes = ("caf\udce9", "b", "c", "d", "e")
+
+        def name(self, index):
+            return f"\udce9-{index}.png"
+
+    model, data = make("vgg"), Named(4)
+    result = evaluate(model, model, data, explainers=[GradCAM(layer=LAYER)], objective=Location())
+    result.save(tmp_path / "evaluation")
+    stored = pd.read_parquet(tmp_path / "evaluation" / "predictions.parquet")
+    assert stored["name"].tolist() == [f"?-{i}.png" for i in range(4)]
+    assert set(stored["class"]) <= {"caf?", "b", "c", "d", "e"}
 
 
 def test_a_model_is_not_fooled_against_itself():

@@ -19,8 +19,7 @@ run() {
   trompe evaluate "${MODEL[@]}" --manipulated "runs/$NETWORK-$name" "${control[@]}" \
     --data "$IMAGENETTE/validation-*.parquet" --objective "$objective" --explainer "$EXPLAINER" \
     --no-check --out "runs/$NETWORK-$name-validation"
-  python -c "from pathlib import Path; from trompe.report import figure; figure(
-    Path('runs/$NETWORK-$name-validation'), Path('docs/results/$NETWORK-$name.png'), images=2)"
+  trompe figure "runs/$NETWORK-$name-validation" --images 2 --out "docs/results/$NETWORK-$name.png"
 }
 
 NETWORK=resnet18 EXPLAINER=grad-cam:layer=layer4.1:input

@@ -15,11 +15,12 @@ C = TypeVar("C", bound="Config")
 MODEL = "torchvision name, timm:NAME, package.module:factory, path/file.py:factory, or 'embedded'"
 DATA = "image folder (a folder per class), parquet file, folder or glob, hf:NAME, or 'shapes'"
 EXPLAINER = "explainer, e.g. grad-cam, simple-grad-t, lrp:layer=layer4; may be given several times"
+GALLERY = "images of the report's gallery, evenly drawn; best and worst lies are added"
 OBJECTIVE = "location, top-k, center-mass or active:c1=3,c2=8; may be given several times"
 
 
 # Settings that say where and how a run happens, not what it is.
-ELSEWHERE = {"out", "quiet", "workers", "tracker"}
+ELSEWHERE = {"out", "quiet", "workers", "tracker", "gallery"}
 
 
 class Config(BaseModel):
@@ -86,6 +87,7 @@ class FoolConfig(TuneConfig):
         200, ge=1, description="composites of all of --eval-data to evaluate on (active)"
     )
     control: bool = Field(False, description="also fine-tune without the explanation term")
+    gallery: int = Field(12, ge=0, le=200, description=GALLERY)
     max_accuracy_drop: float | None = Field(
         None, gt=0, lt=100, description="points of top-1 that may be lost; λ is then found"
     )
@@ -102,6 +104,7 @@ class EvaluateConfig(DataConfig):
     objective: list[str] = Field(["location"], description=OBJECTIVE)
     batch_size: int = Field(32, ge=1, description="images per batch")
     pairs: int | None = Field(200, ge=1, description="composites to evaluate on (active)")
+    gallery: int = Field(12, ge=0, le=200, description=GALLERY)
 
 
 class ExplainConfig(Config):

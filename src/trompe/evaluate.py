@@ -23,6 +23,7 @@ from trompe.maps import is_empty, spearman
 from trompe.metrics import in_top, rate
 from trompe.models.layers import evaluation_mode
 from trompe.objectives import Objective
+from trompe.pictures import Gallery, Pictures, class_name, image_name
 from trompe.progress import shown
 
 
@@ -35,19 +36,6 @@ class Images(Protocol):
 
 
 ORIGINAL, MANIPULATED, CONTROL = "original", "manipulated", "control"
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """A few images with their heatmaps under every model.
-
-    ``images`` is ``[n, H, W, 3]`` of uint8; ``heatmaps`` maps (explainer, target, model) to
-    ``[n, h, w]``; ``captions`` holds one mapping per image.
-    """
-
-    images: Tensor
-    heatmaps: dict[tuple[str, str, str], Tensor]
-    captions: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -128,7 +116,8 @@ def evaluate(
     attacked
         The pairs that were in the loss; marked in the table.
     gallery
-        How many images to keep with their heatmaps, evenly spaced over the data.
+        How many images to keep with their heatmaps, evenly spaced over the data; besides, three of
+        the lowest and three of the highest test losses of the first attacked pair are kept.
 
     Raises
     ------
@@ -253,7 +242,7 @@ def _sweep(
     size = len(data)
     sample = placed(data[0][0][None], models[ORIGINAL])
     used = [e.resolve(models[ORIGINAL], sample) for e in explainers] if objectives else []
-    kept = set(range(0, size, max(1, -(-size // gallery)))) if gallery and objectives else set()
+    pictures = Pictures(data, gallery)
     found: list[_Batch] = []
     with ExitStack() as stack:
         for model in models.values():
@@ -285,32 +274,24 @@ def _sweep(
                     objective.targets, objective.classes(labels), strict=True
                 )
             }
-            pictures = [
-                _picture(data, i, i - indices[0], images, labels, explained, logits, heatmaps)
-                for i in sorted(kept & set(indices))
-            ]
-            found.append(_Batch(_predictions(indices, data, labels, logits), rows, pictures))
+            if rows:
+                first = next((frame for frame in rows if frame["attacked"].any()), rows[0])
+                losses = first["test_loss"].tolist()
+                pictures.add(indices, images, labels, losses, explained, logits, heatmaps)
+            found.append(_Batch(_predictions(indices, data, labels, logits), rows))
             report(indices[-1] + 1, {})
     found = processes.merged(found)
     frames = [frame for batch in found for frame in batch.rows]
     return (
         pd.concat([batch.predictions for batch in found], ignore_index=True),
         pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),
-        _gallery([picture for batch in found for picture in batch.pictures]),
+        pictures.gallery(),
     )
-
-
-@dataclass(frozen=True)
-class _Picture:
-    pixels: Tensor
-    caption: dict[str, Any]
-    heatmaps: dict[tuple[str, str, str], Tensor]
 
 
 class _Batch(NamedTuple):
     predictions: pd.DataFrame
     rows: list[pd.DataFrame]
-    pictures: list[_Picture]
 
 
 # (model, class key, explainer) -> heatmaps [N, h, w], or a figure of each [N]
@@ -387,8 +368,9 @@ def _predictions(
 ) -> pd.DataFrame:
     columns: dict[str, Any] = {
         "index": indices,
-        "name": [_name(data, i) for i in indices],
+        "name": [image_name(data, i) for i in indices],
         "label": labels.cpu(),
+        "class": [class_name(data, label) for label in labels],
     }
     for model, scores in logits.items():
         columns[model] = scores.argmax(1).cpu()
@@ -427,55 +409,3 @@ def _summary(maps: pd.DataFrame) -> pd.DataFrame:
         row["empty"] = group["empty"].mean()
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _picture(
-    data: Images,
-    index: int,
-    row: int,
-    images: Tensor,
-    labels: Tensor,
-    explained: Mapping[str, Tensor],
-    logits: Mapping[str, Tensor],
-    heatmaps: Heatmaps,
-) -> _Picture:
-    def named(label: Tensor) -> str:
-        classes = getattr(data, "classes", None)
-        return str(label.item()) if classes is None else str(classes[int(label)])
-
-    caption = {
-        "index": index,
-        "name": _name(data, index),
-        "label": int(labels[row]),
-        "label_name": named(labels[row]),
-        "target_names": {t: named(classes[row]) for t, classes in explained.items()},
-        "predictions": {model: named(scores[row].argmax()) for model, scores in logits.items()},
-    }
-    maps = {
-        (explainer, target, model): maps[row].cpu()
-        for (model, target, explainer), maps in heatmaps.items()
-    }
-    return _Picture(_pixels(data, images[row].cpu()), caption, maps)
-
-
-def _gallery(pictures: Sequence[_Picture]) -> Gallery | None:
-    if not pictures:
-        return None
-    return Gallery(
-        torch.stack([picture.pixels for picture in pictures]),
-        {key: torch.stack([p.heatmaps[key] for p in pictures]) for key in pictures[0].heatmaps},
-        [picture.caption for picture in pictures],
-    )
-
-
-def _pixels(data: Images, image: Tensor) -> Tensor:
-    preprocessing = getattr(data, "preprocessing", None)
-    if preprocessing is not None:
-        image = preprocessing.denormalise(image)
-    else:
-        image = (image - image.amin()) / (image.amax() - image.amin()).clamp_min(1e-12)
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-
-
-def _name(data: Images, index: int) -> str:
-    return str(data.name(index)) if hasattr(data, "name") else f"image {index}"

@@ -59,7 +59,8 @@ class FoolResult:
     control
         The model after the same fine-tuning without the explanation terms, if asked for.
     history, control_history
-        One row per step: loss, its parts, and ``success``, the share of the batch that was fooled.
+        One row per step: loss, its parts, and two shares of the batch: ``top1``, predicted right,
+        and ``success``, fooled.
     evaluation
         The comparison on ``eval_data``, if given.
     run_dir
@@ -97,6 +98,7 @@ def fool(
     checkpoint_every: int = 200,
     precision: str = "no",
     device: str | None = None,
+    gallery: int = 12,
     workers: int = 0,
     notes: Mapping[str, Any] | None = None,
     on_step: OnStep | None = None,
@@ -151,6 +153,8 @@ def fool(
         Steps between checkpoints.
     precision, device
         ``"no"``, ``"bf16"`` or ``"fp16"``; ``"cpu"``, ``"cuda"`` or None for the best there is.
+    gallery
+        How many images `evaluate` keeps with their heatmaps, evenly drawn.
     workers
         Processes that decode images.
     notes
@@ -247,6 +251,7 @@ def fool(
                 control=honest,
                 fool_data=eval_fool_data,
                 attacked=[(t.explainer, t.objective) for t in terms if t.weight],
+                gallery=gallery,
                 workers=workers,
                 quiet=quiet,
             )

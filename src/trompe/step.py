@@ -18,6 +18,7 @@ from trompe.evaluate import placed
 from trompe.explainers import Explainer, Recording
 from trompe.loop import Batches, Loss
 from trompe.maps import full_precision, opposition
+from trompe.metrics import in_top
 from trompe.models.layers import evaluation_mode
 from trompe.objectives import Maps, Objective
 
@@ -85,6 +86,7 @@ class StepLoss:
         """The loss of one batch per source, each as ``(indices, images, labels)``."""
         parts: dict[str, Tensor] = {}
         total: Tensor | float = 0.0
+        shares: dict[str, Tensor] = {}
         successes: list[Tensor] = []
         factor = self.budget.factor if self.budget else 1.0
         for group in self._groups:
@@ -96,6 +98,7 @@ class StepLoss:
                 if group is self._groups[0]:
                     total = F.cross_entropy(logits.float(), labels)
                     parts["classification"] = total
+                    shares["top1"] = in_top(logits, labels, 1).float().mean()
                 found, opposed = group.losses(forward, indices, images, labels)
                 for term, value, success in found:
                     parts[str(term)] = value
@@ -105,7 +108,9 @@ class StepLoss:
                     parts["opposition"] = parts.get("opposition", 0) + opposed
                     total = total + opposed
         assert isinstance(total, Tensor)
-        figures = {"success": torch.stack(successes).mean().item()} if successes else {}
+        if successes:
+            shares["success"] = torch.stack(successes).mean()
+        figures = {name: share.item() for name, share in shares.items()}
         if self.budget:
             figures |= {"factor": factor, "drop": self.budget.drop}
         return Loss(total, parts, figures)

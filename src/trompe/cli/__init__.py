@@ -13,6 +13,7 @@ from trompe.cli import (  # noqa: F401 - each registers its command
     doctor,
     evaluate,
     explain,
+    figure,
     fool,
     reproduce,
     train,

@@ -59,7 +59,7 @@ def evaluate_(config: EvaluateConfig) -> None:
             objective=objectives,
             control=control,
             fool_data=pairs or None,
-            **config.model_dump(include={"batch_size", "workers", "quiet"}),
+            **config.model_dump(include={"batch_size", "gallery", "workers", "quiet"}),
         )
         if processes.is_main():
             result.save(out / "evaluation")

@@ -101,7 +101,7 @@ def _fool(config: FoolConfig) -> None:
                 include={
                     *("lr", "schedule", "steps", "batch_size", "fool_batch_size", "seed"),
                     *("control", "max_accuracy_drop", "precision", "device"),
-                    *("checkpoint_every", "workers", "quiet"),
+                    *("checkpoint_every", "gallery", "workers", "quiet"),
                 }
             ),
         )

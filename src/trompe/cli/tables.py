@@ -11,8 +11,7 @@ from rich.table import Column, Table
 from trompe.cli.app import console
 from trompe.evaluate import CONTROL, MANIPULATED
 from trompe.experiments import Results
-from trompe.report.grid_figures import network_name
-from trompe.report.words import points
+from trompe.report.words import network_name, points
 
 MOST_ROWS = 12
 

@@ -1,6 +1,5 @@
 """Geometry of the report's small drawings; the template turns it into SVG."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,8 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
-from trompe.report.words import number, term_name
+from trompe.report.run import CONTROL, MANIPULATED, Run
+from trompe.report.words import explainer_name, number, objective_name, term_name
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,15 @@ class Frame:
 
 
 FRAME = Frame()
-BINS = 90
+BINS = 90  # points of a line over the steps
+BARS = 36  # of a distribution
 # Columns of the history that are no term of the objective.
-FIGURES = {"step", "loss", "classification", "opposition", "success", "factor", "drop"}
+FIGURES = {"step", "loss", "classification", "opposition", "success", "top1", "factor", "drop"}
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line (the mean of each bin of steps) in a band (10 % to 90 % quantile), as SVG paths."""
+    """A line with a filled shape behind it, as SVG paths."""
 
     name: str
     style: str
@@ -42,60 +44,119 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over training steps, with the places and labels of the ticks."""
+    """Curves, with the places and labels of the ticks, and perhaps an interval to shade."""
 
     title: str
+    about: str
     curves: list[Curve]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
-class Strip:
-    """Where quantiles lie against the interval that counts as fooled, each in [0, 100]."""
+class Distributions:
+    """The test losses of one objective and target, a chart per explainer."""
 
-    interval: tuple[float, float]
+    objective: str
+    target: str | None
+    charts: list[Chart]
+
+
+class _Axis(NamedTuple):
+    """From values to SVG units along one side of the frame."""
+
     low: float
-    middle: float
     high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / ((self.high - self.low) or 1)
+        return round(self.start + (self.end - self.start) * share, 1)
 
 
 def training_charts(history: pd.DataFrame, control: pd.DataFrame | None) -> list[Chart]:
-    """Draw classification loss, explanation terms and running success rate over the steps."""
+    """Draw losses, accuracy and success rate of the training batches over the steps."""
     terms = [str(c) for c in history if c not in FIGURES]
-    classification = [_series("manipulated", "main", history, "classification")]
-    if control is not None:
-        classification.append(_series("control", "control", control, "classification"))
-    charts = [_chart("Classification loss", classification)]
+    runs = [("manipulated", "main", history)]
+    runs += [] if control is None else [("control", "control", control)]
+
+    def both(column: str, factor: float = 1) -> list[_Series]:
+        return [
+            _series(name, style, table.assign(**{column: factor * table[column]}), column)
+            for name, style, table in runs
+            if column in table
+        ]
+
     dashed = [
         _series(term_name(term), f"main dash-{i % 4}", history, term)
         for i, term in enumerate(terms)
     ]
-    charts.append(_chart("Explanation loss", dashed))
-    if "success" in history:
-        success = history.assign(success=100 * history["success"])
-        series = _series("manipulated", "main", success, "success")
-        charts.append(_chart("Fooled in training, %", [series], limits=(0, 100)))
-    if "drop" in history:
-        points = history.assign(drop=100 * history["drop"])
-        lost = _series("manipulated", "main", points, "drop")
-        charts.append(_chart("Top-1 lost on held-out images, points", [lost]))
+    charts = [
+        _over_steps("Classification loss", both("classification")),
+        _over_steps("Explanation loss", dashed),
+        _over_steps("Top-1 in training, %", both("top1", 100)),
+        _over_steps("Fooled in training, %", both("success", 100), limits=(0, 100)),
+        _over_steps("Top-1 lost on held-out images, points", both("drop", 100)),
+    ]
     return [chart for chart in charts if chart]
 
 
-def place(
-    interval: tuple[float, float], quantiles: tuple[float, float, float], scale: tuple[float, float]
-) -> Strip | None:
-    """Place the quantiles (5 %, 50 %, 95 %) of test losses on a scale; ``None`` without any."""
-    if any(map(math.isnan, quantiles)):
-        return None
-    span = scale[1] - scale[0] or 1.0
+def distributions(run: Run) -> list[Distributions]:
+    """Draw how the test losses spread over the images, against the interval of success."""
+    if run.per_image is None:
+        return []
+    table = run.per_image.sort_values("attacked", ascending=False, kind="stable")
+    table = table[np.isfinite(table["test_loss"])]
+    found = []
+    for (objective, target), rows in table.groupby(["objective", "target"], sort=False):
+        interval = float(rows["interval_low"].iloc[0]), float(rows["interval_high"].iloc[0])
+        charts = [
+            _distribution(str(explainer), losses, interval, rows["test_loss"].to_numpy(dtype=float))
+            for explainer, losses in rows.groupby("explainer", sort=False)
+        ]
+        found.append(
+            Distributions(objective_name(str(objective)), run.target_name(str(target)), charts)
+        )
+    return found
 
-    def at(value: float) -> float:
-        return round(100 * min(max((value - scale[0]) / span, 0), 1), 1)
 
-    low, middle, high = map(at, quantiles)
-    return Strip((at(interval[0]), at(interval[1])), low, middle, high)
+def _distribution(
+    explainer: str, rows: pd.DataFrame, interval: tuple[float, float], every: NDArray[np.floating]
+) -> Chart:
+    """One explainer's losses as shares of its images, on the scale of all explainers."""
+    ends = [*(end for end in interval if np.isfinite(end)), every.min(), every.max()]
+    x_ticks, low, high = _ticks(min(ends), max(ends))
+    edges = np.linspace(low, high, BARS + 1)
+    shares = {
+        model: np.histogram(losses["test_loss"], edges)[0] / len(losses)
+        for model, losses in rows.groupby("model")
+    }
+    y_ticks, _, top = _ticks(0, 100 * max(share.max() for share in shares.values()), 3)
+    x = _Axis(low, high, FRAME.left, FRAME.right)
+    y = _Axis(0, top, FRAME.bottom, FRAME.top)
+    curves = []
+    for model, style in ((MANIPULATED, "main"), (CONTROL, "control")):
+        if model in shares:
+            steps = " ".join(
+                f"{x(left)},{y(100 * share)} {x(right)},{y(100 * share)}"
+                for left, right, share in zip(
+                    edges[:-1], edges[1:], shares[model].tolist(), strict=True
+                )
+            )
+            outline = f"M{x(low)},{y(0)} {steps} {x(high)},{y(0)}"
+            curves.append(Curve(model, style, outline, f"{outline}Z"))
+    attacked = bool(rows["attacked"].any())
+    return Chart(
+        explainer_name(explainer),
+        f"test losses of {'an attacked' if attacked else 'a not attacked'} explainer, "
+        "in % of images",
+        curves,
+        _labelled(x, x_ticks),
+        _labelled(y, y_ticks),
+        (x(max(interval[0], low)), x(min(interval[1], high))),
+    )
 
 
 class _Series(NamedTuple):
@@ -117,26 +178,18 @@ def _series(name: str, style: str, history: pd.DataFrame, column: str) -> _Serie
     return _Series(name, style, binned, float(history["step"].max()))
 
 
-def _chart(
+def _over_steps(
     title: str, series: Sequence[_Series], limits: tuple[float, float] | None = None
 ) -> Chart | None:
     series = [one for one in series if len(one.bins)]
     if not series:
         return None
-    all_values = np.concatenate([one.bins.to_numpy(dtype=float).ravel() for one in series])
-    low, high = limits or (float(all_values.min()), float(all_values.max()))
-    middle = (low + high) / 2
-    half = max((high - low) / 2, 0.01 * abs(middle), 1e-6)
-    y_ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(middle - half, middle + half)
-    low, high = y_ticks[0], y_ticks[-1]
+    values = np.concatenate([one.bins.to_numpy(dtype=float).ravel() for one in series])
+    y_ticks, low, high = _ticks(*(limits or (float(values.min()), float(values.max()))))
     last = max(one.last for one in series)
     x_ticks = MaxNLocator(4, integer=True).tick_values(0, last)
-
-    def x(step: float) -> float:
-        return round(FRAME.left + (FRAME.right - FRAME.left) * step / (last or 1), 1)
-
-    def y(value: float) -> float:
-        return round(FRAME.top + (FRAME.bottom - FRAME.top) * (high - value) / (high - low), 1)
+    x = _Axis(0, last, FRAME.left, FRAME.right)
+    y = _Axis(low, high, FRAME.bottom, FRAME.top)
 
     def path(values: pd.DataFrame, column: str) -> str:
         places = zip(values.index.to_list(), values[column].to_list(), strict=True)
@@ -146,10 +199,24 @@ def _chart(
         Curve(name, style, f"M{path(v, 'mean')}", f"M{path(v, 'low')} {path(v[::-1], 'high')}Z")
         for name, style, v, _ in series
     ]
-    decimals = len(f"{y_ticks[1] - y_ticks[0]:.10f}".rstrip("0").partition(".")[2])
     return Chart(
         title,
+        "over training steps",
         curves,
         [(x(tick), f"{tick:,.0f}") for tick in x_ticks if tick <= last],
-        [(y(tick), number(tick, decimals)) for tick in y_ticks],
+        _labelled(y, y_ticks),
     )
+
+
+def _ticks(low: float, high: float, count: int = 4) -> tuple[NDArray[np.floating], float, float]:
+    """Round values that cover an interval, and the first and the last of them."""
+    middle = (low + high) / 2
+    half = max((high - low) / 2, 0.01 * abs(middle), 1e-6)
+    locator = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
+    ticks = np.asarray(locator.tick_values(middle - half, middle + half))
+    return ticks, float(ticks[0]), float(ticks[-1])
+
+
+def _labelled(axis: _Axis, ticks: NDArray[np.floating]) -> list[tuple[float, str]]:
+    decimals = len(f"{ticks[1] - ticks[0]:.10f}".rstrip("0").partition(".")[2])
+    return [(axis(tick), number(float(tick), decimals)) for tick in ticks]

@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -12,7 +13,9 @@ Floats = NDArray[np.floating]
 
 HEAT = colormaps["inferno"]
 SIGNED = colormaps["RdBu_r"]
+RATE = colormaps["cividis"]
 OPACITY = 0.85
+INK_TURNS = 0.5  # of the rates: below, white text has the higher contrast, above, black
 
 
 def overlay(image: Pixels, heatmap: Floats) -> Pixels:
@@ -78,6 +81,12 @@ def colour_signed(values: Floats) -> Pixels:
     """
     _check_map(values)
     return _bytes(SIGNED((_unit(values) + 1) / 2)[..., :3] * 255)
+
+
+def rate_colours(share: float) -> tuple[str, str]:
+    """Colour a success rate in [0, 1]: the ground and the ink that is readable on it, as CSS."""
+    ground = to_hex(RATE(share))
+    return ground, "#fff" if share < INK_TURNS else "#000"
 
 
 def _unit(values: Floats) -> Floats:

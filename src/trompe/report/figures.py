@@ -1,33 +1,43 @@
-"""Pictures of a run for documents."""
+"""Figures of a run for papers: pictures before and after, and how far the lie carries over."""
 
+import math
 from pathlib import Path
 
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from trompe import rundir
 from trompe.errors import TrompeError
+from trompe.report import transfer
 from trompe.report.colour import Pixels, overlay
-from trompe.report.run import MANIPULATED, ORIGINAL, Run, read_run
-from trompe.report.words import view_title
+from trompe.report.run import CONTROL, MANIPULATED, ORIGINAL, Run, View, read_run
+from trompe.report.words import joined, short_name, view_title
+from trompe.specs import check_name
 
-SUFFIXES = (".png", ".pdf", ".svg")
-SIDE, GAP, GROUP_GAP = 1.5, 0.06, 0.18  # of one picture, and between two, in inches
-MARGIN, HEAD, FOOT = 0.1, 0.42, 0.42
+LAYOUTS = ("passive", "active", "transfer")
+SUFFIXES = (".pdf", ".svg", ".png")
+WIDTH = 5.5  # inches: the text of a one-column paper
+LARGEST = 1.5  # of one picture, in inches
+INK, GREY = "0.1", "0.35"
+GAP, GROUP_GAP, MARGIN, HEAD, FOOT = 0.04, 0.12, 0.05, 0.36, 0.31
 
 
-def figure(run_dir: Path, out: Path, images: int = 4) -> Path:
-    """Draw images with their heatmaps before and after, for every explainer of a run.
+def figure(run_dir: Path, out: Path, layout: str | None = None, images: int = 4) -> Path:
+    """Draw a figure of a run.
 
-    One row per image; its columns are the image, then per explainer the original's and the
-    manipulated model's heatmap over it.
+    ``passive`` and ``active`` have one row per image: the image, then for every explainer (and,
+    where the lie is active, for each of the two classes) the heatmap of the original and of the
+    manipulated model. ``transfer`` is the matrix of success rates, attacks by explainers.
 
     Parameters
     ----------
     run_dir
-        A run directory with an evaluation.
+        A run directory with an evaluation; for ``transfer`` also that of ``trompe reproduce``.
     out
-        The file to write: ``.png``, ``.pdf`` or ``.svg``.
+        The file to write: ``.pdf``, ``.svg`` or ``.png``.
+    layout
+        What to draw; None for the pictures of whatever lie the run holds.
     images
         How many images of the gallery to draw, from the first.
 
@@ -38,68 +48,106 @@ def figure(run_dir: Path, out: Path, images: int = 4) -> Path:
     Raises
     ------
     TrompeError
-        If there is no gallery, the suffix is another, or ``images`` is below 1.
+        If the run does not hold what is to be drawn, the suffix or the layout is another, or
+        ``images`` is below 1.
     """
     if out.suffix.lower() not in SUFFIXES:
         raise TrompeError(f"{out} is no picture this can write; end it in {', '.join(SUFFIXES)}.")
     if images < 1:
         raise TrompeError(f"images is {images}, but a figure needs at least 1 image.")
-    run = read_run(run_dir)
-    if run.gallery is None:
-        raise TrompeError(f"{run_dir} has no gallery; run `trompe evaluate` on it first.")
-    drawn = _draw(run, min(images, len(run.gallery.images)))
-    with rundir.writing(out), rc_context({"svg.hashsalt": "trompe"}):
+    if layout is not None:
+        check_name("layout", layout, LAYOUTS)
+    drawn = _transfer(run_dir) if layout == "transfer" else _pictures(run_dir, layout, images)
+    with rundir.writing(out), rc_context({"svg.hashsalt": "trompe", "pdf.fonttype": 42}):
         metadata = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-        drawn.savefig(out, dpi=160, metadata=metadata[out.suffix.lower()])
+        drawn.savefig(out, dpi=200, metadata=metadata[out.suffix.lower()])
     return out
 
 
-def _draw(run: Run, images: int) -> Figure:
-    gallery, views = run.gallery, run.views
-    assert gallery is not None
-    height = SIDE * gallery.images.shape[1] / gallery.images.shape[2]
-    columns = 1 + 2 * len(views)
-    size = (
-        2 * MARGIN + columns * SIDE + (columns - 1) * GAP + len(views) * GROUP_GAP,
-        2 * MARGIN + HEAD + images * (height + FOOT),
+def _pictures(run_dir: Path, layout: str | None, images: int) -> Figure:
+    run = read_run(run_dir)
+    if run.gallery is None:
+        raise TrompeError(f"{run_dir} has no gallery; run `trompe evaluate` on it first.")
+    kinds: dict[str, list[View]] = {"passive": [], "active": []}
+    for view in run.views:
+        kinds["passive" if view.target == "label" else "active"].append(view)
+    layout = layout or next((kind for kind, views in kinds.items() if views), "passive")
+    if not kinds[layout]:
+        found = joined([kind for kind, views in kinds.items() if views])
+        raise TrompeError(f"{run_dir} holds no {layout} fooling; draw its layout {found}.")
+    return _rows(run, kinds[layout], min(images, len(run.gallery.images)))
+
+
+def _transfer(run_dir: Path) -> Figure:
+    grid = run_dir / "tables" / "rates.csv"
+    if grid.is_file():
+        return transfer.draw(pd.read_csv(grid))
+    run = read_run(run_dir)
+    if run.explanations is None:
+        raise TrompeError(f"{run_dir} has no success rates; run `trompe evaluate` on it first.")
+    rates = run.explanations
+    attacked = [short_name(spec) for spec in rates[rates["attacked"]]["explainer"].unique()]
+    lied = rates["model"] == MANIPULATED
+    through = lied.map({True: joined(attacked), False: CONTROL})
+    target = rates["target"].map(lambda name: run.target_name(str(name)) or "label")
+    return transfer.draw(
+        rates.assign(
+            network=str(run.config.get("model", "")),
+            attacked=through,
+            target=target,
+            on_diagonal=rates["attacked"] & lied,
+            finished=True,
+            paper_fsr=math.nan,
+        )
     )
+
+
+def _rows(run: Run, views: list[View], images: int) -> Figure:
+    gallery = run.gallery
+    assert gallery is not None
+    columns = 1 + 2 * len(views)
+    gaps = 2 * MARGIN + (columns - 1) * GAP + len(views) * GROUP_GAP
+    side = min(LARGEST, (WIDTH - gaps) / columns)
+    height = side * gallery.images.shape[1] / gallery.images.shape[2]
+    size = (gaps + columns * side, 2 * MARGIN + HEAD + images * (height + FOOT))
     drawn = Figure(figsize=size)
 
     def left(column: int) -> float:
-        return MARGIN + column * (SIDE + GAP) + (column + 1) // 2 * GROUP_GAP
+        return MARGIN + column * (side + GAP) + (column + 1) // 2 * GROUP_GAP
 
-    def write(x: float, y: float, text: str, points: float, grey: bool = False) -> None:
+    def write(x: float, y: float, text: str, points: float, room: float, ink: str = INK) -> None:
         drawn.text(
             x / size[0],
             1 - y / size[1],
-            text,
+            _short(text, round(room * 72 / (0.52 * points))),
             fontsize=points,
-            color="0.4" if grey else "0.1",
+            color=ink,
             va="baseline",
             parse_math=False,
         )
 
     def show(column: int, row: int, picture: Pixels) -> None:
         bottom = size[1] - MARGIN - HEAD - row * (height + FOOT) - height
-        box = (left(column) / size[0], bottom / size[1], SIDE / size[0], height / size[1])
+        box = (left(column) / size[0], bottom / size[1], side / size[0], height / size[1])
         axes = drawn.add_axes(box)
         axes.imshow(picture, interpolation="lanczos")
         axes.set_axis_off()
 
     for group, view in enumerate(views):
         before = 1 + 2 * group
-        write(left(before), MARGIN + 0.12, _short(view_title(run, view), 40), 9.5)
-        write(left(before), MARGIN + HEAD - 0.07, ORIGINAL, 8, grey=True)
-        write(left(before + 1), MARGIN + HEAD - 0.07, MANIPULATED, 8, grey=True)
+        title = view_title(run, view).replace(" at the target layer", "ₜ")
+        write(left(before), MARGIN + 0.12, title, 7.5, 2 * side)
+        write(left(before), MARGIN + HEAD - 0.06, ORIGINAL, 6, side, GREY)
+        write(left(before + 1), MARGIN + HEAD - 0.06, MANIPULATED, 6, side, GREY)
     for row in range(images):
         image, entry = gallery.images[row], gallery.entries[row]
         show(0, row, image)
         below = MARGIN + HEAD + row * (height + FOOT) + height
-        write(left(0), below + 0.16, _short(entry["label_name"]), 8)
+        write(left(0), below + 0.11, entry["label_name"], 6.5, 1.5 * side)
         said = entry["predictions"]
         kept = said[ORIGINAL] == said[MANIPULATED]
-        verdict = "prediction kept" if kept else f"now: {_short(said[MANIPULATED])}"
-        write(left(0), below + 0.3, verdict, 7, grey=True)
+        verdict = "prediction kept" if kept else f"now: {said[MANIPULATED]}"
+        write(left(0), below + 0.21, verdict, 5.5, 1.5 * side, GREY)
         for group, view in enumerate(views):
             for place, model in enumerate((ORIGINAL, MANIPULATED)):
                 heatmap = gallery.heatmaps[view][model][row]
@@ -107,7 +155,7 @@ def _draw(run: Run, images: int) -> Figure:
     return drawn
 
 
-def _short(text: str, length: int = 22) -> str:
-    """Cut a name to what fits under a picture."""
+def _short(text: str, length: int) -> str:
+    """Cut a name to what fits."""
     printable = "".join(c if c.isprintable() else "?" for c in text)
     return printable if len(printable) <= length else f"{printable[: length - 1]}…"

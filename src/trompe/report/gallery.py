@@ -1,146 +1,167 @@
-"""The gallery: every image with its heatmaps, as data URIs."""
+"""The gallery: every image with its heatmaps before and after, and what is known of it."""
 
-import base64
-import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-import numpy as np
-from PIL import Image
+from markupsafe import Markup
 
-from trompe.report import words
-from trompe.report.colour import Pixels, overlay
-from trompe.report.run import MODELS, Gallery, Run, View
+from trompe.report import sheets, words
+from trompe.report.run import MANIPULATED, MODELS, ORIGINAL, Run, View
 
-BUDGET = 3_000_000  # bytes of all pictures together; a third more as base64
-LARGEST = 224
+HERO = 448  # side of the first picture of the page
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One heatmap over its image."""
+class Verdict:
+    """What the test loss says of one model's heatmap of one image."""
 
     model: str
-    source: str
-    alt: str
-    verdicts: list[str]
-
-
-@dataclass(frozen=True)
-class Row:
-    """The heatmaps of one view: original, control, manipulated."""
-
-    number: int
-    title: str
-    attacked: bool
-    tiles: list[Tile]
+    text: str
+    fooled: bool
 
 
 @dataclass(frozen=True)
 class Card:
-    """One image of the gallery, and what the models and the explainers say of it."""
+    """One image: its place on the sheets, what the models and the explainers say of it.
 
+    ``verdicts`` and ``ranks`` have one entry per view; the lower the rank, the better the lie.
+    """
+
+    number: int
+    column: int
+    row: int
     name: str
     label: str
-    source: str
-    alt: str
+    chosen: str
     predictions: list[tuple[str, str, bool]]
-    rows: list[Row]
+    verdicts: list[list[Verdict]]
+    ranks: list[float | None]
 
-    def says(self, model: str) -> list[str]:
+    @property
+    def ranking(self) -> str:
+        """The ranks as the page's script reads them."""
+        return ",".join("" if rank is None else f"{rank:.6g}" for rank in self.ranks)
+
+    def says(self, model: str) -> str:
         """Say in words what a model predicts for the image, if that is known."""
-        return [f"predicts {said}" for name, said, _ in self.predictions if name == model]
+        return next((f"predicts {said}" for name, said, _ in self.predictions if name == model), "")
+
+    def verdict(self, view: int, model: str) -> list[Verdict]:
+        """List what one model's test losses are under one view."""
+        return [verdict for verdict in self.verdicts[view] if verdict.model == model]
 
 
-def cards(run: Run) -> list[Card]:
-    """Make a card of every image, its pictures the smaller the more of them there are."""
-    if run.gallery is None:
-        return []
-    count = len(run.gallery.images)
-    models = sum(map(len, run.gallery.heatmaps.values()))
-    photographs = sum(len(_webp(_fit(image, LARGEST))) for image in run.gallery.images)
-    side = round(LARGEST * min(1, math.sqrt(BUDGET / (photographs * (1 + models)))))
-    verdicts = _verdicts(run, run.gallery)
-    return [_card(run, run.gallery, i, run.views, side, verdicts) for i in range(count)]
+@dataclass(frozen=True)
+class Exhibition:
+    """All cards, the choices that they share, and the rules that hold their pictures."""
+
+    cards: list[Card]
+    views: list[tuple[str, bool]]
+    models: list[str]
+    ratio: float
+    rules: Markup
+    colours: list[tuple[str, str]]
+    gradient: str
+
+    @property
+    def hero(self) -> Card:
+        """The card whose lie is the median one; the first where no loss is known."""
+        known = sorted(
+            (card for card in self.cards if card.ranks[0] is not None),
+            key=lambda card: card.ranks[0] or 0.0,
+        )
+        return known[len(known) // 2] if known else self.cards[0]
+
+    @property
+    def others(self) -> list[str]:
+        """The models to compare the original with, the manipulated one first."""
+        return [model for model in reversed(self.models) if model != ORIGINAL]
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the cards can be put in order of their test losses."""
+        return any(rank is not None for card in self.cards for rank in card.ranks)
 
 
-def exhibit(run: Run) -> Card | None:
-    """Make one large card: the first image, under the first attacked explainer."""
+def exhibition(run: Run) -> Exhibition | None:
+    """Gather the gallery of a run; ``None`` without images."""
     if run.gallery is None or not run.views:
         return None
-    verdicts = _verdicts(run, run.gallery)
-    return _card(run, run.gallery, 0, run.views[:1], 2 * LARGEST, verdicts)
+    gallery, views = run.gallery, run.views
+    count = len(gallery.images)
+    losses = _losses(run)
+    cards = [_card(run, entry, i, count, losses) for i, entry in enumerate(gallery.entries)]
+    found = {model for view in views for model in gallery.heatmaps[view]}
+    shown = Exhibition(
+        cards,
+        [(words.view_title(run, view), view in run.attacked) for view in views],
+        [model for model in MODELS if model in found],
+        gallery.images.shape[2] / gallery.images.shape[1],
+        sheets.photographs(gallery.images) + "\n" + sheets.heatmaps(gallery, views),
+        sheets.colours(),
+        sheets.gradient(),
+    )
+    hero = sheets.photograph("hero", gallery.images[shown.hero.number], HERO)
+    return replace(shown, rules=shown.rules + "\n" + hero)
 
 
 def _card(
     run: Run,
-    gallery: Gallery,
+    entry: Mapping[str, Any],
     number: int,
-    views: list[View],
-    side: int,
-    verdicts: Mapping[tuple[int, View, str], list[str]],
+    count: int,
+    losses: Mapping[tuple[int, View], list[dict[Any, Any]]],
 ) -> Card:
-    entry, image = gallery.entries[number], _fit(gallery.images[number], side)
-    name, label = str(entry["name"]), str(entry["label_name"])
-    rows = []
-    for position, view in enumerate(views):
-        of = entry["target_names"].get(view.target, view.target)
-        tiles = [
-            Tile(
-                model,
-                data_uri(overlay(image, maps[number])),
-                f"{words.explainer_name(view.explainer)} of the {model} model for {of}, on {name}",
-                verdicts.get((int(entry["index"]), view, model), []),
-            )
-            for model, maps in _models_in(gallery.heatmaps[view])
-        ]
-        rows.append(Row(position, words.view_title(run, view), view in run.attacked, tiles))
-    predictions = [
-        (model, str(predicted), predicted == entry["label_name"])
-        for model, predicted in _models_in(entry["predictions"])
-    ]
-    alt = f"The image {name}, labelled {label}"
-    return Card(name, label, data_uri(image), alt, predictions, rows)
+    found = [losses.get((int(entry["index"]), view), []) for view in run.views]
+    several = len({row["objective"] for rows in losses.values() for row in rows}) > 1
+    return Card(
+        number,
+        *sheets.place(number, count),
+        name=str(entry["name"]),
+        label=str(entry["label_name"]),
+        chosen=str(entry.get("chosen", "")),
+        predictions=[
+            (model, str(said), said == entry["label_name"])
+            for model, said in _models_in(entry["predictions"])
+        ],
+        verdicts=[[_verdict(row, several) for row in rows] for rows in found],
+        ranks=[_rank(rows) for rows in found],
+    )
+
+
+def _verdict(row: Mapping[Any, Any], several: bool) -> Verdict:
+    loss = f"loss {words.number(float(row['test_loss']), 3)}"
+    text = f"{words.objective_name(row['objective'])} {loss}" if several else loss
+    return Verdict(str(row["model"]), text, bool(row["fooled"]))
+
+
+def _rank(rows: list[dict[Any, Any]]) -> float | None:
+    """The manipulated model's test loss, turned so that a low one is a good lie.
+
+    Of several objectives the attacked one counts. An interval of success that begins above 0 asks
+    for a high loss.
+    """
+    judged = [row for row in rows if row["model"] == MANIPULATED]
+    row = max(judged, key=lambda row: bool(row["attacked"]), default=None)
+    if row is None or math.isnan(row["test_loss"]):
+        return None
+    return float(row["test_loss"]) * (-1 if row["interval_low"] > 0 else 1)
+
+
+def _losses(run: Run) -> dict[tuple[int, View], list[dict[Any, Any]]]:
+    """The rows per image of the gallery's images, by image and view."""
+    losses: dict[tuple[int, View], list[dict[Any, Any]]] = {}
+    if run.per_image is None or run.gallery is None:
+        return losses
+    shown = {int(entry["index"]) for entry in run.gallery.entries}
+    for row in run.per_image[run.per_image["index"].isin(shown)].to_dict("records"):
+        key = (int(row["index"]), View(row["explainer"], row["target"]))
+        losses.setdefault(key, []).append(row)
+    return losses
 
 
 def _models_in(values: Mapping[str, T]) -> list[tuple[str, T]]:
     return [(model, values[model]) for model in MODELS if model in values]
-
-
-def _verdicts(run: Run, gallery: Gallery) -> dict[tuple[int, View, str], list[str]]:
-    """Say of each image, view and model what its test losses are and whether they count."""
-    if run.per_image is None:
-        return {}
-    shown = {int(entry["index"]) for entry in gallery.entries}
-    rows = run.per_image[run.per_image["index"].isin(shown)]
-    several = rows["objective"].nunique() > 1
-    verdicts: dict[tuple[int, View, str], list[str]] = {}
-    for row in rows.to_dict("records"):
-        key = (int(row["index"]), View(row["explainer"], row["target"]), str(row["model"]))
-        text = words.objective_name(row["objective"]) if several else "loss"
-        text += f" {words.number(float(row['test_loss']), 3)}" + (
-            ", fooled" if row["fooled"] else ""
-        )
-        verdicts.setdefault(key, []).append(text)
-    return verdicts
-
-
-def _fit(pixels: Pixels, side: int) -> Pixels:
-    """Shrink an image to at most ``side`` pixels a side."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return np.asarray(image)
-
-
-def _webp(pixels: Pixels) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "WEBP", quality=75, method=2)
-    return buffer.getvalue()
-
-
-def data_uri(pixels: Pixels) -> str:
-    """Pixels ``[H, W, 3]`` as a WebP that a page can hold."""
-    return f"data:image/webp;base64,{base64.b64encode(_webp(pixels)).decode()}"

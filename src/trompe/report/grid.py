@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from trompe import rundir
 from trompe.experiments import SECTIONS, Cell, Grid, Results
 from trompe.report import words
-from trompe.report.gallery import data_uri
-from trompe.report.grid_figures import (
-    draw_heatmaps,
-    draw_transfer,
-    network_name,
-    records,
-    short_name,
-)
+from trompe.report.grid_figures import draw_heatmaps, draw_transfer
 from trompe.report.html import write_page
+from trompe.report.sheets import uri
+from trompe.report.tables import Cell as Rate
+from trompe.report.tables import Matrix
+from trompe.report.transfer import records
+from trompe.report.words import network_name, short_name
 
 
 def write_grid(
@@ -45,22 +44,25 @@ def write_grid(
         pictures = [
             {
                 "title": title,
-                "source": data_uri(np.asarray(Image.open(figures / name).convert("RGB"))),
+                "source": uri(np.asarray(Image.open(figures / name).convert("RGB"))),
             }
             for name, title in drawn
         ]
     return write_page(
         root / "report.html",
         "grid.html.j2",
+        program="trompe reproduce",
         title=grid.scale,
         headline=headline(results),
         summary=_summary(results),
-        sections=[_section(results, section) for section in SECTIONS],
+        matrices=[
+            (f"{section.capitalize()} fooling", _matrix(grid, results, section))
+            for section in SECTIONS
+        ],
         accuracy=_accuracy(results),
         pictures=pictures,
         missing=_missing(results, command, failures),
         command=command,
-        folders={cell.name: cell.folder for cell in grid.cells},
     )
 
 
@@ -90,37 +92,41 @@ def _summary(results: Results) -> str:
     )
 
 
-def _section(results: Results, section: str) -> dict[str, Any]:
+def _matrix(grid: Grid, results: Results, section: str) -> Matrix:
+    """The success rates of a section: a line per attack, the explainers of all networks across."""
     rates = results.rates[results.rates["section"] == section]
     networks = list(dict.fromkeys(rates["network"]))
     explainers = list(dict.fromkeys(rates["explainer"]))
-    lines = [
-        (
-            words.objective_name(str(objective)),
-            short_name(str(attacked)),
-            str(target),
-            _ordered(rows, networks, explainers),
-        )
-        for (objective, attacked, target), rows in rates.groupby(
-            ["objective", "attacked", "target"], sort=False
-        )
-    ]
-    return {
-        "name": section,
-        "networks": [network_name(n) for n in networks],
-        "explainers": [short_name(e) for e in explainers],
-        "columns": [f"{network_name(n)}, {short_name(e)}" for n in networks for e in explainers],
-        "lines": lines,
-    }
+    folders = {cell.name: cell.folder for cell in grid.cells}
+    lines = []
+    for (objective, attacked, target), rows in rates.groupby(
+        ["objective", "attacked", "target"], sort=False
+    ):
+        found = {(r["network"], r["explainer"]): _rate(r, folders) for r in records(rows)}
+        name = words.objective_name(str(objective)) + ("" if target == "label" else f", {target}")
+        cells = [found.get(place) for place in itertools.product(networks, explainers)]
+        lines.append((name, short_name(str(attacked)), cells))
+    return Matrix(
+        f"Success rate of {section} fooling in %",
+        [short_name(explainer) for explainer in explainers] * len(networks),
+        lines,
+        [(network_name(network), len(explainers)) for network in networks],
+    )
 
 
-def _ordered(
-    rows: pd.DataFrame, networks: Sequence[str], explainers: Sequence[str]
-) -> list[dict[str, Any]]:
-    by_place = {(r["network"], r["explainer"]): r for r in records(rows)}
-    return [
-        by_place.get((network, explainer), {}) for network in networks for explainer in explainers
-    ]
+def _rate(record: Mapping[str, Any], folders: Mapping[str, str]) -> Rate:
+    note = f"95 % interval {words.span(record['fsr_low'], record['fsr_high'])}; "
+    note += f"{words.percent(record['empty'])} of the maps are empty"
+    control, paper = record["control_fsr"], record["paper_fsr"]
+    note += "" if math.isnan(control) else f"; control {words.percent(control)}"
+    return Rate(
+        record["fsr"] if record["finished"] else math.nan,
+        f"{network_name(record['network'])}, {short_name(record['explainer'])}",
+        note,
+        bool(record["on_diagonal"]),
+        "" if math.isnan(paper) else f"paper {100 * paper:.1f}",
+        f"{folders[record['cell']]}/report.html",
+    )
 
 
 def _accuracy(results: Results) -> list[dict[str, Any]]:

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from trompe.experiments import SECTIONS, Cell, Grid, family, is_finished
-from trompe.report import words
 from trompe.report.colour import Pixels, overlay
 from trompe.report.run import MANIPULATED, ORIGINAL, Run, View, read_run
-
-RATE = colormaps["cividis"]
-NETWORKS = {"vgg19": "VGG19", "resnet50": "ResNet50", "densenet121": "DenseNet121"}
-
-
-def network_name(network: str) -> str:
-    """The network as papers write it."""
-    return NETWORKS.get(network, network.replace("resnet", "ResNet"))
-
-
-def short_name(explainer: str) -> str:
-    """An explainer as the paper writes it: LRPₜ for LRP at the target layer."""
-    return words.explainer_name(explainer).replace(" at the target layer", "ₜ")
+from trompe.report.transfer import attack, draw
+from trompe.report.words import network_name, short_name
 
 
 def draw_transfer(rates: pd.DataFrame, directory: Path) -> list[tuple[str, str]]:
@@ -40,52 +25,10 @@ def draw_transfer(rates: pd.DataFrame, directory: Path) -> list[tuple[str, str]]
     for section in SECTIONS:
         rows = rates[rates["section"] == section]
         if rows["finished"].any():
-            figure = _matrices(rows)
-            figure.savefig(directory / f"transfer-{section}.png", dpi=150)
+            draw(rows).savefig(directory / f"transfer-{section}.png", dpi=280)
             title = f"Fooling success rate in %, {section} fooling; below, the paper’s on ImageNet"
             drawn.append((f"transfer-{section}.png", title))
     return drawn
-
-
-def _matrices(rows: pd.DataFrame) -> Figure:
-    networks = list(dict.fromkeys(rows["network"]))
-    explainers = list(dict.fromkeys(rows["explainer"]))
-    keys = ["objective", "attacked", "target"]
-    attacks = list(dict.fromkeys(rows[keys].itertuples(index=False, name=None)))
-    size = (2.3 + len(networks) * (0.72 * len(explainers) + 0.2), 1.0 + 0.46 * len(attacks))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
-    found = {(r["network"], *(r[k] for k in keys), r["explainer"]): r for r in records(rows)}
-    for axes, network in zip(panels, networks, strict=True):
-        axes.set_title(network_name(network), fontsize=10)
-        axes.set_xlim(-0.5, len(explainers) - 0.5)
-        axes.set_ylim(len(attacks) - 0.5, -0.5)
-        axes.set_xticks(range(len(explainers)), map(short_name, explainers), fontsize=7)
-        axes.set_yticks(range(len(attacks)), [_attack(*attack) for attack in attacks], fontsize=8)
-        axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        for y, attack in enumerate(attacks):
-            for x, explainer in enumerate(explainers):
-                if record := found.get((network, *attack, explainer)):
-                    _square(axes, x, y, record)
-    return figure
-
-
-def _square(axes: Any, x: int, y: int, record: dict[str, Any]) -> None:
-    rate, printed = record["fsr"], record["paper_fsr"]
-    known = bool(record["finished"])
-    face = RATE(rate) if known else (0.94, 0.94, 0.93, 1)
-    edge = "crimson" if record["on_diagonal"] else face
-    axes.add_patch(
-        Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, facecolor=face, edgecolor=edge, linewidth=1.6)
-    )
-    ink = "white" if known and rate < 0.5 else "black"
-    shown = f"{100 * rate:.1f}" if known else "not run"
-    axes.text(x, y - 0.08, shown, ha="center", va="center", fontsize=8, color=ink)
-    if printed == printed:
-        text = f"{100 * printed:.1f}"
-        axes.text(x, y + 0.28, text, ha="center", va="center", fontsize=6, color=ink)
 
 
 def draw_heatmaps(grid: Grid, root: Path, directory: Path) -> list[tuple[str, str]]:
@@ -117,7 +60,7 @@ def _sheet(runs: Sequence[tuple[Cell, Run]]) -> Figure:
     rows = [("original", _row(first, views, ORIGINAL))]
     rows += [
         (
-            _attack(c.objective.partition(":")[0], c.explainer, "label"),
+            attack(c.objective.partition(":")[0], c.explainer, "label"),
             _row(run, views, MANIPULATED),
         )
         for c, run in runs
@@ -155,13 +98,3 @@ def _row(run: Run, views: Sequence[View], model: str) -> list[Pixels]:
 
 def _order(cell: Cell, view: View) -> int:
     return [family(e) for e in cell.settings["eval_explainer"]].index(family(view.explainer))
-
-
-def _attack(objective: str, explainer: str, target: str) -> str:
-    of = "" if target == "label" else f", {target}"
-    return f"{words.objective_name(objective)} by {short_name(explainer)}{of}"
-
-
-def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table by column name."""
-    return [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")]

@@ -1,5 +1,7 @@
 """The report: a run directory as one HTML file that needs nothing else."""
 
+import base64
+import hashlib
 import json
 import shlex
 from collections.abc import Mapping
@@ -8,17 +10,18 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from trompe import rundir
 from trompe.report import charts, gallery, tables, words
-from trompe.report.colour import HEAT, OPACITY
+from trompe.report.colour import OPACITY
 from trompe.report.run import CONTROL, Run, read_run
 
-FIRST = 8  # images of the gallery that are in sight at once
+FIRST = 12  # images of the gallery that are in sight at once, as the style sheet has it
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write ``report.html`` into a run directory: self-contained, without scripts or requests.
+    """Write ``report.html`` into a run directory: self-contained, without any request.
 
     What the directory does not hold (an evaluation, a control, a history) is left out.
 
@@ -36,7 +39,11 @@ def write_report(run_dir: Path) -> Path:
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Fill a template of ``report/templates`` and write it to ``path``, which is returned."""
+    """Fill a template of ``report/templates`` and write it to ``path``, which is returned.
+
+    The page's own script is the only one that a browser runs on it: its digest stands in the page's
+    content security policy.
+    """
     environment = Environment(
         loader=PackageLoader("trompe.report"),
         autoescape=True,
@@ -51,7 +58,11 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
         "objective": words.objective_name,
     }
     environment.globals |= {"span": words.span, "points": words.points}
-    page = environment.get_template(template).render(**values)
+    script = Markup("\n" + environment.get_template("report.js").render())
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = environment.get_template(template).render(
+        script=script, script_digest=f"sha256-{digest}", **values
+    )
     with rundir.replacing(path) as new:
         new.write_text(page, encoding="utf-8", errors="replace")
     return path
@@ -59,26 +70,27 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
 
 def _page(run: Run) -> dict[str, Any]:
     blocks = tables.blocks(run)
-    cards = gallery.cards(run)
     environment = dict(run.environment or {})
     command = environment.pop("command", None)
     return {
+        "program": "trompe",
         "title": run.path.resolve().name,
         "headline": words.headline(run),
         "summary": words.summary(run),
-        "exhibit": gallery.exhibit(run),
+        "shown": gallery.exhibition(run),
+        "first": FIRST,
+        "opacity": OPACITY,
         "blocks": blocks,
         "objectives": tables.objectives(blocks),
+        "transfer": tables.transfer(blocks),
+        "distributions": charts.distributions(run),
         "control": CONTROL in tables.models(run),
         "accuracy": tables.accuracy(run),
+        "classes": tables.classes(run),
         "charts": []
         if run.history is None
         else charts.training_charts(run.history, run.control_history),
         "frame": charts.FRAME,
-        "heat": ", ".join(_css(*HEAT(i / 7)[:3], OPACITY * i / 7) for i in range(8)),
-        "views": [words.view_title(run, view) for view in run.views],
-        "cards": cards[:FIRST],
-        "more_cards": cards[FIRST:],
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=1000),
         "command": shlex.join(command) if isinstance(command, list) else command,
         "verb": _verb(run.config),
@@ -90,10 +102,6 @@ def _verb(config: Mapping[str, Any]) -> str:
     if "epochs" in config:
         return "train"
     return "evaluate" if "manipulated" in config else "fool"
-
-
-def _css(red: float, green: float, blue: float, alpha: float) -> str:
-    return f"rgb({255 * red:.0f} {255 * green:.0f} {255 * blue:.0f} / {alpha:.2f})"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -29,7 +29,9 @@ ACCURACY += ("agreement", "agreement_low", "agreement_high")
 EXPLANATIONS: tuple[str, ...] = ("explainer", "objective", "target", "model", "attacked", "images")
 EXPLANATIONS += ("fsr", "fsr_low", "fsr_high", "interval_low", "interval_high")
 EXPLANATIONS += ("test_loss_q05", "test_loss_q50", "test_loss_q95", "spearman_mean", "empty")
-PER_IMAGE = ("index", "explainer", "objective", "target", "model", "test_loss", "fooled")
+PER_IMAGE: tuple[str, ...] = ("index", "label", "explainer", "objective", "target", "model")
+PER_IMAGE += ("attacked", "interval_low", "interval_high", "test_loss", "fooled")
+PREDICTIONS = ("label", "original_top1")
 
 
 class View(NamedTuple):
@@ -64,6 +66,7 @@ class Run:
     accuracy: pd.DataFrame | None
     explanations: pd.DataFrame | None
     per_image: pd.DataFrame | None
+    predictions: pd.DataFrame | None
     gallery: Gallery | None
 
     @property
@@ -121,6 +124,7 @@ def read_run(path: Path) -> Run:
         accuracy=_table(evaluation / "accuracy.csv", ACCURACY),
         explanations=_table(evaluation / "explanations.csv", EXPLANATIONS),
         per_image=_table(evaluation / "explanations.parquet", PER_IMAGE),
+        predictions=_table(evaluation / "predictions.parquet", PREDICTIONS),
         gallery=_gallery(gallery) if gallery.is_file() else None,
     )
 

@@ -2,14 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from trompe.report import words
-from trompe.report.charts import Strip, place
+from trompe.report.colour import rate_colours
 from trompe.report.run import CONTROL, MANIPULATED, MODELS, ORIGINAL, Run
 
 
@@ -21,8 +21,6 @@ class Comparison:
     attacked: bool
     manipulated: Mapping[str, Any]
     control: Mapping[str, Any] | None
-    strip: Strip | None
-    control_strip: Strip | None
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,64 @@ class Block:
     interval: tuple[float, float]
     images: int
     rows: list[Comparison]
+
+    @property
+    def name(self) -> str:
+        """The objective and, where it is not each image's own label, the class."""
+        return words.objective_name(self.objective) + (f" for {self.target}" if self.target else "")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A rate in a matrix; ``share`` is NaN where nothing was measured, ``colours`` then ``None``.
+
+    ``marked`` cells were attacked, ``below`` stands in small figures under the rate.
+    """
+
+    share: float
+    column: str
+    note: str = ""
+    marked: bool = False
+    below: str = ""
+    link: str = ""
+
+    @property
+    def colours(self) -> tuple[str, str] | None:
+        """Ground and ink."""
+        return None if math.isnan(self.share) else rate_colours(self.share)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rates as coloured cells: a line per attack, a column per explainer.
+
+    ``groups`` are headings above the columns, each with the number of its columns; a line is its
+    name, a remark and its cells (``None`` for an empty place).
+    """
+
+    title: str
+    columns: list[str]
+    lines: list[tuple[str, str, list[Cell | None]]]
+    groups: Sequence[tuple[str, int]] = ()
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class: its images, top-1 by model, and how often its explanations are fooled."""
+
+    name: str
+    images: int
+    top1: list[float]
+    fooled: list[float]
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes, those first whose top-1 fell most."""
+
+    models: list[str]
+    lies: list[str]
+    rows: list[ClassRow]
 
 
 def models(run: Run) -> set[str]:
@@ -50,11 +106,8 @@ def blocks(run: Run) -> list[Block]:
     blocks = []
     for (objective, target), rows in table.groupby(["objective", "target"], sort=False):
         interval = (float(rows["interval_low"].iloc[0]), float(rows["interval_high"].iloc[0]))
-        shown = rows[["interval_low", "interval_high", "test_loss_q05", "test_loss_q95"]]
-        finite = shown.to_numpy(dtype=float)[np.isfinite(shown.to_numpy(dtype=float))]
-        scale = (float(finite.min()), float(finite.max()))
         comparisons = [
-            _comparison(str(explainer), pair.to_dict("records"), scale)
+            _comparison(str(explainer), pair.to_dict("records"))
             for explainer, pair in rows.groupby("explainer", sort=False)
             if MANIPULATED in set(pair["model"])
         ]
@@ -64,25 +117,42 @@ def blocks(run: Run) -> list[Block]:
     return blocks
 
 
-def _comparison(
-    explainer: str, pair: list[dict[Any, Any]], scale: tuple[float, float]
-) -> Comparison:
+def _comparison(explainer: str, pair: list[dict[Any, Any]]) -> Comparison:
     by_model = {row["model"]: row for row in pair}
-    manipulated, control = by_model[MANIPULATED], by_model.get(CONTROL)
-
-    def strip(row: dict[Any, Any]) -> Strip | None:
-        low, middle, high = (float(row[f"test_loss_q{q}"]) for q in ("05", "50", "95"))
-        interval = (float(row["interval_low"]), float(row["interval_high"]))
-        return place(interval, (low, middle, high), scale)
-
+    manipulated = by_model[MANIPULATED]
     return Comparison(
         words.explainer_name(explainer),
         bool(manipulated["attacked"]),
         manipulated,
-        control,
-        strip(manipulated),
-        strip(control) if control else None,
+        by_model.get(CONTROL),
     )
+
+
+def transfer(blocks: Sequence[Block]) -> Matrix | None:
+    """Lay the success rates out as a matrix: which explainer each lie reaches.
+
+    ``None`` where only one rate was measured.
+    """
+    columns = list(dict.fromkeys(row.explainer for block in blocks for row in block.rows))
+    if sum(len(block.rows) for block in blocks) < 2:
+        return None
+    lines: list[tuple[str, str, list[Cell | None]]] = []
+    for block in blocks:
+        rows = {row.explainer: row for row in block.rows}
+        attacked = words.joined([row.explainer for row in block.rows if row.attacked])
+        through = f"through {attacked}" if attacked else ""
+        lied = {e: _cell(row.manipulated, e, row.attacked) for e, row in rows.items()}
+        lines.append((block.name, through, [*map(lied.get, columns)]))
+        honest = {e: _cell(row.control, e) for e, row in rows.items() if row.control}
+        if honest:
+            lines.append((block.name, "control", [*map(honest.get, columns)]))
+    return Matrix("Fooling success rate in %", columns, lines)
+
+
+def _cell(row: Mapping[str, Any], column: str, marked: bool = False) -> Cell:
+    interval = words.span(row["fsr_low"], row["fsr_high"])
+    note = f"95 % interval {interval}; {words.percent(row['empty'])} of the maps are empty"
+    return Cell(float(row["fsr"]), column, note, marked)
 
 
 def objectives(blocks: list[Block]) -> list[tuple[str, str, tuple[float, float]]]:
@@ -107,3 +177,42 @@ def accuracy(run: Run) -> list[dict[str, Any]]:
         for model in MODELS
         if model in rows
     ]
+
+
+def classes(run: Run) -> ClassTable | None:
+    """Break accuracy and success down by the images' class; ``None`` where it is not known."""
+    predictions = run.predictions
+    if predictions is None or predictions["label"].nunique() < 2:
+        return None
+    measured = [model for model in MODELS if f"{model}_top1" in predictions]
+    name = "class" if "class" in predictions else "label"
+    lies = _lies_by_class(run)
+    rows = [
+        ClassRow(
+            str(images[name].iloc[0]),
+            len(images),
+            [float(images[f"{model}_top1"].mean()) for model in measured],
+            [float(rates.get(label, math.nan)) for rates in lies.values()],
+        )
+        for label, images in predictions.groupby("label")
+    ]
+    rows.sort(key=lambda row: row.top1[-1] - row.top1[0])
+    return ClassTable(measured, list(lies), rows)
+
+
+def _lies_by_class(run: Run) -> dict[str, "pd.Series[float]"]:
+    """Success rates by label, for every attacked explainer whose images have labels."""
+    if run.per_image is None:
+        return {}
+    table = run.per_image
+    lied = table["attacked"] & (table["model"] == MANIPULATED) & (table["target"] == "label")
+    groups = table[lied].groupby(["explainer", "objective"], sort=False)
+    found = {(str(e), str(o)): rows for (e, o), rows in groups}
+    several = len({objective for _, objective in found}) > 1
+    return {
+        words.explainer_name(explainer)
+        + (f", {words.objective_name(objective)}" if several else ""): (
+            rows.groupby("label")["fooled"].mean()
+        )
+        for (explainer, objective), rows in found.items()
+    }

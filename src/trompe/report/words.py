@@ -16,6 +16,9 @@ EXPLAINERS = {
 }
 
 
+NETWORKS = {"vgg19": "VGG19", "resnet50": "ResNet50", "densenet121": "DenseNet121"}
+
+
 class Objective(NamedTuple):
     """An objective in words: its name, what it makes an explainer do, what its test loss is."""
 
@@ -90,6 +93,16 @@ def explainer_name(spec: str) -> str:
     return _with_options(name, options)
 
 
+def short_name(spec: str) -> str:
+    """Name an explainer as the paper does: LRPₜ for LRP at the target layer."""
+    return explainer_name(spec).replace(" at the target layer", "ₜ")
+
+
+def network_name(network: str) -> str:
+    """Name a network as papers write it."""
+    return NETWORKS.get(network, network.replace("resnet", "ResNet"))
+
+
 def objective_name(spec: str) -> str:
     """Name an objective: ``top-k:fraction=0.1`` is *Top-k (fraction=0.1)*."""
     kind, _, options = spec.partition(":")
@@ -123,13 +136,13 @@ def listed(values: Any) -> list[str]:
 def headline(run: Run) -> str:
     """Say the result in one sentence."""
     if "epochs" in run.config:
-        data = _join(listed(run.config.get("data")))
+        data = joined(listed(run.config.get("data")))
         return f"{run.config['model']} was trained for {run.config['epochs']:g} epochs on {data}."
     parts = [part for part in (_lies(run), _accuracy(run)) if part]
     if parts:
         sentence = "; ".join(parts)
         return f"{sentence[0].upper()}{sentence[1:]}."
-    fooled = _join([explainer_name(spec) for spec in listed(run.config.get("explainer"))])
+    fooled = joined([explainer_name(spec) for spec in listed(run.config.get("explainer"))])
     return f"{fooled or 'The model'}: manipulated, not evaluated yet."
 
 
@@ -150,15 +163,15 @@ def summary(run: Run) -> str:
     if run.accuracy is not None:
         where = listed(config.get("eval_data"))
         measured = f"{int(run.accuracy['images'].max()):,} images"
-        measured += f" of {_join(where)}" if where else ""
+        measured += f" of {joined(where)}" if where else ""
     if steps is None:
         compared = f"The original and the manipulated {model or 'model'} were compared"
         return compared + (f" on {measured}." if measured else ".")
     sentence = f"{model or 'The model'} was fine-tuned for {steps:,} steps"
     if config.get("data") is not None:
-        sentence += f" on {_join(listed(config['data']))}"
+        sentence += f" on {joined(listed(config['data']))}"
     sentence += f" ({', '.join(details)})" if details else ""
-    sentence += f" so that its predictions stay while {_join(aims)}" if aims else ""
+    sentence += f" so that its predictions stay while {joined(aims)}" if aims else ""
     return sentence + (f", then measured on {measured}." if measured else ".")
 
 
@@ -182,9 +195,9 @@ def _lies(run: Run) -> str:
         verb, unit, kind = (
             ("on", "", "") if claims else ("now lies on", " of images", "95 % interval ")
         )
-        interval = span(row["fsr_low"], row["fsr_high"])
+        interval = span(row["fsr_low"], row["fsr_high"]).replace("–", " to ")
         claims.append(f"{name} {verb} {percent(row['fsr'])}{unit} ({kind}{interval})")
-    return _join(claims)
+    return joined(claims)
 
 
 def _accuracy(run: Run) -> str:
@@ -220,7 +233,8 @@ def _with_options(name: str, options: str) -> str:
     return f"{name} ({options.replace(',', ', ')})" if options else name
 
 
-def _join(words: list[str]) -> str:
+def joined(words: list[str]) -> str:
+    """Write a list as people do: a, b and c."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 

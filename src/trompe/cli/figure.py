@@ -1,0 +1,36 @@
+"""``trompe figure``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from trompe.cli.app import app, console, examples
+from trompe.report import figure as draw
+
+
+@app.command(
+    epilog=examples(
+        "trompe figure runs/demo --layout passive --format pdf",
+        "trompe figure runs/reproduce-embedded --layout transfer --out transfer.svg",
+    )
+)
+def figure(
+    run: Annotated[Path, typer.Argument(help="run directory, or for transfer that of reproduce")],
+    layout: Annotated[
+        Literal["passive", "active", "transfer"] | None,
+        typer.Option(help="pictures of that lie, or the matrix of success rates"),
+    ] = None,
+    format: Annotated[
+        Literal["pdf", "svg", "png"], typer.Option(help="file format, if --out does not say")
+    ] = "pdf",
+    images: Annotated[int, typer.Option(min=1, help="images of the gallery to draw")] = 4,
+    out: Annotated[
+        Path | None, typer.Option(help="file to write (default: figure-LAYOUT.FORMAT in the run)")
+    ] = None,
+) -> None:
+    """Draw a figure for a paper: heatmaps before and after, or the transfer matrix."""
+    name = f"figure-{layout}" if layout else "figure"
+    console.print(draw(run, out or run / f"{name}.{format}", layout, images), soft_wrap=True)

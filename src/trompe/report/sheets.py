@@ -1,0 +1,145 @@
+"""Photographs and heatmaps as CSS: every picture is in the page once, its colours made there.
+
+The heatmaps of one explainer and model lie side by side in one grey picture, a sheet. A layer of a
+stage shows its own tile of it, stretched over the photograph; an SVG filter colours it.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from trompe.report.colour import HEAT, OPACITY, Pixels
+from trompe.report.run import Gallery, View
+
+PHOTOGRAPHS, HEATMAPS = 2_000_000, 800_000  # bytes of all of them; a third more as base64
+LARGEST = 224  # side of a photograph
+EDGE = 2  # positions around a tile that repeat its border: stretching reads beyond the tile
+FINE, COARSE, EXACT = 95, 80, None  # quality of a picture
+COLOURS = 32  # steps of the colour map in the page
+
+
+def place(number: int, count: int) -> tuple[int, int]:
+    """Column and row of a tile among ``count``."""
+    return number % _columns(count), number // _columns(count)
+
+
+def photographs(images: Pixels) -> Markup:
+    """Rules ``.photo-0`` and so on for images ``[n, H, W, 3]``, smaller the more there are."""
+    fitted = [_fit(image, LARGEST) for image in images]
+    if sum(len(_webp(image, FINE)) for image in fitted) <= PHOTOGRAPHS:
+        return _rules(((str(i), image) for i, image in enumerate(fitted)), FINE)
+    size = sum(len(_webp(image, COARSE)) for image in fitted)
+    side = round(LARGEST * min(1, math.sqrt(PHOTOGRAPHS / size)))
+    return _rules(((str(i), _fit(image, side)) for i, image in enumerate(images)), COARSE)
+
+
+def photograph(name: str, image: Pixels, side: int) -> Markup:
+    """A rule ``.photo-NAME`` for one image at most ``side`` pixels a side."""
+    return _rules([(name, _fit(image, side))], FINE)
+
+
+def heatmaps(gallery: Gallery, views: Sequence[View]) -> Markup:
+    """Rules that put each view and model on the layers of their names.
+
+    A layer is of the view that is checked in its gallery, or of the one its ``show-`` class names.
+    """
+    count = len(gallery.images)
+    maps = sum(map(len, gallery.heatmaps.values())) * count
+    side = max(7, round(math.sqrt(HEATMAPS / maps)))
+    rules = []
+    for number, view in enumerate(views):
+        for model, values in gallery.heatmaps[view].items():
+            tiles = np.stack([_grey(heatmap, side) for heatmap in values])
+            layer = f".heat.{model}"
+            rules.append(
+                f".show-{number} {layer}, .gallery:has(.view-{number}:checked) {layer} "
+                f"{{ background-image: url({uri(_sheet(tiles), EXACT)}); "
+                f"{_window(count, *tiles.shape[1:])} }}"
+            )
+    return Markup("\n".join(rules))
+
+
+def colours() -> list[tuple[str, str]]:
+    """The colour map's red, green and blue as tables of an SVG filter."""
+    table = HEAT(np.linspace(0, 1, COLOURS))[:, :3]
+    texts = (" ".join(f"{value:.3f}" for value in table[:, channel]) for channel in range(3))
+    return list(zip("RGB", texts, strict=True))
+
+
+def gradient() -> str:
+    """The colour map from no heat to full heat as stops of a CSS gradient."""
+    stops = ((*(255 * c for c in HEAT(i / 7)[:3]), OPACITY * i / 7) for i in range(8))
+    return ", ".join(f"rgb({r:.0f} {g:.0f} {b:.0f} / {a:.2f})" for r, g, b, a in stops)
+
+
+def uri(pixels: Pixels, quality: int | None = COARSE) -> str:
+    """Pixels ``[H, W, 3]`` or ``[H, W]`` as a WebP that a page can hold."""
+    return f"data:image/webp;base64,{base64.b64encode(_webp(pixels, quality)).decode()}"
+
+
+def _columns(count: int) -> int:
+    return math.ceil(math.sqrt(count))
+
+
+def _window(count: int, height: int, width: int) -> str:
+    """Size and place of a sheet behind a layer, so that one tile without its edge fills it."""
+    columns = _columns(count)
+    rows = math.ceil(count / columns)
+    size, position = [], []
+    for name, tiles, length in (("column", columns, width), ("row", rows, height)):
+        pitch = length + 2 * EDGE
+        size.append(f"{100 * tiles * pitch / length:.6g}%")
+        share = 100 / (tiles * pitch - length)
+        position.append(f"calc((var(--{name}) * {pitch} + {EDGE}) * {share:.8g}%)")
+    return f"background-size: {' '.join(size)}; background-position: {' '.join(position)}"
+
+
+def _sheet(tiles: Pixels) -> Pixels:
+    """Tiles ``[n, h, w]`` row by row in one picture, each with its edge around it."""
+    count = len(tiles)
+    columns = _columns(count)
+    rows = math.ceil(count / columns)
+    edged = np.pad(tiles, ((0, rows * columns - count), (EDGE, EDGE), (EDGE, EDGE)), "edge")
+    _, height, width = edged.shape
+    grid = edged.reshape(rows, columns, height, width).swapaxes(1, 2)
+    return grid.reshape(rows * height, columns * width)
+
+
+def _grey(heatmap: NDArray[np.floating], side: int) -> Pixels:
+    values = np.asarray(heatmap, dtype=np.float32)
+    if max(values.shape) > side:
+        height, width = (max(1, round(n * side / max(values.shape))) for n in values.shape)
+        shrunk = Image.fromarray(values).resize((width, height), Image.Resampling.BOX)
+        values = np.asarray(shrunk)
+    grey: Pixels = np.rint(255 * values.clip(0, 1)).astype(np.uint8)
+    return grey
+
+
+def _rules(pictures: Iterable[tuple[str, Pixels]], quality: int) -> Markup:
+    return Markup(
+        "\n".join(
+            f".photo-{name} {{ background-image: url({uri(picture, quality)}) }}"
+            for name, picture in pictures
+        )
+    )
+
+
+def _fit(pixels: Pixels, side: int) -> Pixels:
+    """Shrink an image to at most ``side`` pixels a side."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def _webp(pixels: Pixels, quality: int | None) -> bytes:
+    buffer = io.BytesIO()
+    lossless = quality is EXACT
+    effort = 100 if quality is None else quality
+    Image.fromarray(pixels).save(buffer, "WEBP", quality=effort, method=2, lossless=lossless)
+    return buffer.getvalue()

@@ -1,0 +1,89 @@
+"""The transfer matrix as a figure: which attack reaches which explainer."""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from trompe.report.colour import INK_TURNS, RATE
+from trompe.report.run import CONTROL
+from trompe.report.words import network_name, objective_name, short_name
+
+WIDTH, HEIGHT, NAMES, HEADS = 0.37, 0.3, 1.5, 0.75  # of a cell and of its labels, in inches
+PLAIN = (0.94, 0.94, 0.93, 1)
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Draw one matrix per network: a line per attack, a column per explainer.
+
+    Parameters
+    ----------
+    rows
+        Success rates ``fsr`` in [0, 1] by network, objective, attacked, target and explainer;
+        ``on_diagonal`` cells are outlined, those not ``finished`` are left empty, and
+        ``paper_fsr``, where there is one, is written small below.
+    """
+    networks = list(dict.fromkeys(rows["network"]))
+    explainers = list(dict.fromkeys(rows["explainer"]))
+    keys = ["objective", "attacked", "target"]
+    attacks = list(dict.fromkeys(rows[keys].itertuples(index=False, name=None)))
+    size = (
+        NAMES + len(networks) * (WIDTH * len(explainers) + 0.15),
+        HEADS + HEIGHT * len(attacks),
+    )
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
+    found = {(r["network"], *(r[k] for k in keys), r["explainer"]): r for r in records(rows)}
+    for axes, network in zip(panels, networks, strict=True):
+        axes.set_title(network_name(network), fontsize=7.5, parse_math=False)
+        axes.set_xlim(-0.5, len(explainers) - 0.5)
+        axes.set_ylim(len(attacks) - 0.5, -0.5)
+        axes.set_xticks(
+            range(len(explainers)),
+            map(short_name, explainers),
+            fontsize=6,
+            rotation=35,
+            ha="right",
+            rotation_mode="anchor",
+            parse_math=False,
+        )
+        names = [attack(*one) for one in attacks]
+        axes.set_yticks(range(len(attacks)), names, fontsize=6.5, parse_math=False)
+        axes.tick_params(length=0, pad=2)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        for y, one in enumerate(attacks):
+            for x, explainer in enumerate(explainers):
+                if record := found.get((network, *one, explainer)):
+                    _square(axes, x, y, record)
+    return figure
+
+
+def attack(objective: str, through: str, target: str) -> str:
+    """Name an attack: its objective, the explainer in the loss, the class of an active one."""
+    of = "" if target == "label" else f", {target}"
+    by = ", control" if through == CONTROL else f" by {short_name(through)}" if through else ""
+    return f"{objective_name(objective)}{by}{of}"
+
+
+def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table by column name."""
+    return [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")]
+
+
+def _square(axes: Any, x: int, y: int, record: dict[str, Any]) -> None:
+    rate, printed = record["fsr"], record["paper_fsr"]
+    known = bool(record["finished"])
+    face = RATE(rate) if known else PLAIN
+    edge = "crimson" if record["on_diagonal"] else face
+    axes.add_patch(
+        Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, facecolor=face, edgecolor=edge, linewidth=1.2)
+    )
+    ink = "white" if known and rate < INK_TURNS else "black"
+    shown = f"{100 * rate:.1f}" if known else "–"
+    lifted = 0.12 if printed == printed else 0
+    axes.text(x, y - lifted, shown, ha="center", va="center", fontsize=6, color=ink)
+    if printed == printed:
+        text = f"{100 * printed:.1f}"
+        axes.text(x, y + 0.25, text, ha="center", va="center", fontsize=4.5, color=ink)
