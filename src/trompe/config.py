@@ -23,6 +23,9 @@ OBJECTIVE = "location, top-k, center-mass or active:c1=3,c2=8; may be given seve
 ELSEWHERE = {"out", "quiet", "workers", "tracker", "gallery"}
 
 
+ARGUMENT: dict[str, Any] = {"argument": True}  # given on the command line without an option's name
+
+
 class Config(BaseModel):
     """Settings common to all commands."""
 
@@ -53,6 +56,9 @@ class TuneConfig(DataConfig):
     eval_data: str | None = Field(None, description="data to evaluate on, read like --data")
     eval_limit: int | None = Field(None, ge=1, description="like --limit, for --eval-data")
     augment: bool = Field(False, description="random resized crop and flip")
+    label_noise: float | None = Field(
+        None, gt=0, le=1, description="share of labels replaced by random ones"
+    )
     lr: float = Field(gt=0, description="learning rate")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
@@ -117,6 +123,34 @@ class ExplainConfig(Config):
     check: bool = Field(False, description="show how much relevance LRP keeps, layer by layer")
 
 
+class AuditConfig(DataConfig):
+    """Settings of ``trompe audit``."""
+
+    suspect: str = Field(
+        description="weights file, run directory, or a model as for --model",
+        json_schema_extra=ARGUMENT,
+    )
+    model: str | None = Field(None, description=f"{MODEL}; not needed for a run directory")  # type: ignore[assignment]
+    reference: str | None = Field(None, description="the model before: weights or run directory")
+    data: str = Field(description=f"{DATA}; or a folder of images without labels")
+    limit: int | None = Field(500, ge=2, description="audit on this many images at most")
+    explainer: list[str] | None = Field(
+        None, description=f"{EXPLAINER} (default: grad-cam lrp-t simple-grad-t simple-grad)"
+    )
+    calibration: Path | None = Field(None, description="file of trompe calibrate")
+    batch_size: int = Field(32, ge=1, description="images per batch")
+
+
+class RepairConfig(AuditConfig):
+    """Settings of ``trompe repair``."""
+
+    limit: int | None = Field(2000, ge=2, description="use this many images at most")
+    lr: float = Field(3e-3, gt=0, description="peak learning rate of the fine-tuning")
+    max_drop: float = Field(
+        0.5, ge=0, lt=100, description="percentage points of predictions that may change"
+    )
+
+
 def read(kind: type[C], path: Path | None, given: dict[str, Any]) -> C:
     """Build a config from a YAML file and what was given besides, which takes precedence.
 
@@ -139,12 +173,19 @@ def read(kind: type[C], path: Path | None, given: dict[str, Any]) -> C:
         first = error.errors()[0]
         name = str(first["loc"][0])
         option = f"--{name.replace('_', '-')}"
+        if name in kind.model_fields and is_argument(kind, name):
+            option = name.upper()
         if first["type"] == "missing":
             raise TrompeError(f"{option} is missing; it is {_description(kind, name)}.") from error
         if first["type"] == "extra_forbidden":
             known = ", ".join(kind.model_fields)
             raise TrompeError(f"There is no setting '{name}'; known are {known}.") from error
         raise TrompeError(f"{option} can't be {first['input']!r}: {first['msg']}.") from error
+
+
+def is_argument(kind: type[Config], name: str) -> bool:
+    """Whether a setting is given on the command line without an option's name."""
+    return kind.model_fields[name].json_schema_extra == ARGUMENT
 
 
 def _description(kind: type[Config], name: str) -> str:

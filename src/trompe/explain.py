@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trompe import rundir
-from trompe.data.dataset import ImageDataset, Source
-from trompe.data.folder import SUFFIXES
+from trompe.data.dataset import ImageDataset
+from trompe.data.files import Files
 from trompe.errors import TrompeError
 from trompe.evaluate import placed
 from trompe.explainers import LRP, Explainer, Recording
@@ -27,39 +27,6 @@ from trompe.models import evaluation_mode
 from trompe.preprocessing import Preprocessing
 from trompe.progress import shown
 from trompe.report import colour_signed, overlay
-
-
-class Files(Source):
-    """Image files without labels: those given, and those found in the folders given.
-
-    Raises
-    ------
-    TrompeError
-        If a path does not exist, or there is no image.
-    """
-
-    classes = ("unknown",)
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.files: list[Path] = []
-        for path in paths:
-            if not path.exists():
-                raise TrompeError(f"There is no image or folder '{path}'; check the spelling.")
-            found = [path] if path.is_file() else path.rglob("*")
-            self.files += sorted(f for f in found if f.suffix.lower() in SUFFIXES)
-        if not self.files:
-            raise TrompeError(f"There is no image in {', '.join(map(str, paths))}.")
-        self.labels = torch.zeros(len(self.files), dtype=torch.int64)
-
-    def open(self, row: int) -> Image.Image:
-        """Open the file."""
-        return Image.open(self.files[row])
-
-    def name(self, row: int) -> str:
-        """The file's name without suffix, made unique by a number where it must be."""
-        stem = self.files[row].stem
-        same = [f for f in self.files if f.stem == stem]
-        return stem if len(same) == 1 else f"{stem}-{same.index(self.files[row]) + 1}"
 
 
 @torch.no_grad()

@@ -9,12 +9,15 @@ import warnings
 from rich.markup import escape
 
 from trompe.cli import (  # noqa: F401 - each registers its command
+    audit,
+    calibrate,
     catalogue,
     doctor,
     evaluate,
     explain,
     figure,
     fool,
+    repair,
     reproduce,
     train,
 )

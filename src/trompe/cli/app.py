@@ -19,8 +19,8 @@ from trompe.config import Config, read
 from trompe.explainers import EXPLAINERS
 from trompe.objectives import OBJECTIVES
 
-COMMANDS: tuple[str, ...] = ("demo", "fool", "evaluate", "explain", "train", "reproduce")
-COMMANDS += ("figure", "list", "doctor")
+COMMANDS: tuple[str, ...] = ("demo", "fool", "evaluate", "audit", "repair", "explain")
+COMMANDS += ("train", "reproduce", "calibrate", "figure", "list", "doctor")
 EXIT_CODES = {
     0: "done",
     1: "a part failed: a cell of reproduce, a check of doctor",

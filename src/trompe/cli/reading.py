@@ -5,10 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trompe.config import TuneConfig
+import yaml
+from torch import nn
+
+from trompe import rundir
+from trompe.config import AuditConfig, TuneConfig
 from trompe.data import load_data
+from trompe.errors import TrompeError
 from trompe.loop import accelerator_for
 from trompe.models import load_model
+from trompe.models.weights import SUFFIXES
+from trompe.preprocessing import Preprocessing
 
 
 def model_and_data(config: TuneConfig) -> tuple[Any, Any, Any]:
@@ -17,7 +24,10 @@ def model_and_data(config: TuneConfig) -> tuple[Any, Any, Any]:
         config.model, config.weights, config.num_classes, seed=config.seed
     )
     data = load_data(
-        config.data, preprocessing, limit=config.limit, augment=config.augment, **_reading(config)
+        config.data,
+        preprocessing,
+        **config.model_dump(include={"limit", "augment", "label_noise"}),
+        **_reading(config),
     )
     return model, data, read_eval_data(config, preprocessing, limit=config.eval_limit)
 
@@ -31,6 +41,44 @@ def read_eval_data(config: TuneConfig, preprocessing: Any, limit: int | None) ->
 
 def _reading(config: TuneConfig) -> dict[str, Any]:
     return config.model_dump(include={"seed", "corrupt", "check"})
+
+
+def suspect_and_reference(
+    config: AuditConfig,
+) -> tuple[nn.Module, nn.Module | None, Preprocessing]:
+    """The suspect, the model before if it was given, and what their images go through.
+
+    Raises
+    ------
+    TrompeError
+        If the architecture is not known, or weights do not fit.
+    """
+    given = Path(config.suspect)
+    name, classes = config.model, config.num_classes
+    if given.is_dir():
+        recorded = _recorded(given)
+        name, classes = name or recorded.get("model"), classes or recorded.get("num_classes")
+        weights: str | None = str(given / "weights.safetensors")
+    elif given.suffix in SUFFIXES:
+        weights = str(given)
+    else:
+        name, weights = name or config.suspect, config.weights
+    if name is None:
+        raise TrompeError(
+            f"'{config.suspect}' holds weights alone; name the model they belong to with --model "
+            "(torchvision name, timm:NAME, package.module:factory or path/file.py:factory)."
+        )
+    suspect, preprocessing = load_model(name, weights, classes, seed=config.seed)
+    if config.reference is None:
+        return suspect, None, preprocessing
+    before = weights_in(config.reference, "weights.safetensors")
+    return suspect, load_model(name, before, classes).model, preprocessing
+
+
+def _recorded(directory: Path) -> dict[str, Any]:
+    config = directory / rundir.CONFIG
+    found = yaml.safe_load(config.read_text()) if config.is_file() else None
+    return found if isinstance(found, dict) else {}
 
 
 def weights_in(path: str | None, name: str) -> str | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from trompe.data.dataset import ImageDataset, Source
+from trompe.data.files import Files, images_in
 from trompe.data.folder import Folder
 from trompe.data.shapes import ShapesSource
 from trompe.errors import TrompeError
@@ -35,6 +36,8 @@ def load_data(
     corrupt: Literal["refuse", "skip"] = "refuse",
     check: bool = True,
     augment: bool = False,
+    label_noise: float | None = None,
+    labelled: bool = True,
 ) -> ImageDataset:
     """Return the dataset that `spec` names.
 
@@ -58,6 +61,10 @@ def load_data(
         Decode every image once beforehand. Otherwise one that can't be read is found late.
     augment : bool
         Let ``dataset[i, epoch]`` give a random crop, perhaps mirrored.
+    label_noise : float, optional
+        Share of labels, in [0, 1], that are replaced by one of the classes at random.
+    labelled : bool
+        If False, a folder that holds images itself is taken as it is, without labels.
 
     Raises
     ------
@@ -70,7 +77,7 @@ def load_data(
         raise TrompeError(f"The seed is {seed}; choose 0 or more.")
     if corrupt not in ("refuse", "skip"):
         raise TrompeError(f"corrupt is {corrupt!r}; choose 'refuse' or 'skip'.")
-    source = _source(str(spec))
+    source = _source(str(spec), labelled)
     dataset = ImageDataset(
         source,
         preprocessing,
@@ -78,8 +85,14 @@ def load_data(
         augmented=augment,
         seed=seed,
     )
-    if not check or source.generated:
-        return dataset
+    if check and not source.generated:
+        dataset = _readable(dataset, str(spec), corrupt)
+    if label_noise:
+        dataset.labels = relabelled(dataset.labels, len(source.classes), label_noise, seed)
+    return dataset
+
+
+def _readable(dataset: ImageDataset, spec: str, corrupt: str) -> ImageDataset:
     broken = unreadable(dataset)
     if not broken:
         return dataset
@@ -91,7 +104,7 @@ def load_data(
         raise TrompeError(f"{report}; none is left.")
     if corrupt == "refuse":
         raise TrompeError(f"{report}; mend or remove them, or leave them out with corrupt=skip.")
-    warnings.warn(f"{report}; left out.", stacklevel=2)
+    warnings.warn(f"{report}; left out.", stacklevel=3)
     return dataset.without([*broken])
 
 
@@ -110,6 +123,23 @@ def balanced_rows(labels: Tensor, limit: int | None, seed: int) -> NDArray[np.in
     return np.sort(shuffled[np.argsort(turn, kind="stable")[:limit]])
 
 
+def relabelled(labels: Tensor, classes: int, share: float, seed: int) -> Tensor:
+    """Return `labels` with a random `share` of them replaced by a random class.
+
+    Raises
+    ------
+    TrompeError
+        If `share` is not in [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise TrompeError(f"label_noise is {share}; choose a share in [0, 1].")
+    random = np.random.default_rng((seed, 1))
+    noisy = labels.clone()
+    chosen = random.choice(len(labels), round(share * len(labels)), replace=False)
+    noisy[chosen] = noisy.new_tensor(random.integers(classes, size=len(chosen)))
+    return noisy
+
+
 def unreadable(dataset: ImageDataset) -> dict[int, str]:
     """Return why an image can't be decoded, for the index of each that can't."""
 
@@ -121,7 +151,7 @@ def unreadable(dataset: ImageDataset) -> dict[int, str]:
         return {i: fault for part in threads.map(faults, parts) for i, fault in part.items()}
 
 
-def _source(spec: str) -> Source:
+def _source(spec: str, labelled: bool) -> Source:
     """Open what `spec` names; `datasets`, slow to import, only where it is needed."""
     kind, _, name = spec.partition(":")
     if kind == "shapes":
@@ -136,6 +166,8 @@ def _source(spec: str) -> Source:
     path = Path(spec).expanduser()
     try:
         files = _parquet_files(path)
+        if not files and not labelled and path.is_dir() and images_in(path):
+            return Files([path])
         if not files:
             return Folder(path)
     except OSError as error:

@@ -1,0 +1,257 @@
+"""Build a zoo, audit every model in it, fit the verdict and try it on families left out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from trompe import rundir
+from trompe.audit.auditor import EXPLAINERS, explainable, measured, summarised
+from trompe.audit.drift import weight_drift
+from trompe.audit.fit import auroc, cross_validated
+from trompe.audit.observe import observe
+from trompe.audit.probe import make_probe
+from trompe.audit.verdict import KINDS_OF, Calibration, Rule
+from trompe.audit.zoo import Member, Recipe
+from trompe.budget import Part
+from trompe.config import TrainConfig
+from trompe.data import ImageDataset, Pairs, load_data
+from trompe.errors import TrompeError
+from trompe.evaluate import evaluate, placed
+from trompe.explainers import Explainer, parse_explainer
+from trompe.fool import fool
+from trompe.models import load_model, save_weights
+from trompe.objectives import Active, Objective, parse_objective
+from trompe.train import train
+
+FOOLED = 0.5  # success rate from which a manipulation counts as one
+IMAGES = 300  # that every model of a zoo is audited on
+JUDGED = 64  # on which the success of a manipulation is measured
+
+
+def make(recipe: Recipe, root: Path) -> None:
+    """Train a model of the zoo and what it starts from, unless they are there.
+
+    A manipulated one is also judged: ``success.json`` holds the share of validation images on
+    which the attacked explainers were fooled.
+
+    Raises
+    ------
+    TrompeError
+        If the training can't be done.
+    """
+    weights = recipe.weights(root)
+    if weights.exists():
+        return
+    if recipe.base:
+        make(recipe.base, root)
+    config = recipe.config(root)
+    model, preprocessing = load_model(
+        config.model, config.weights, config.num_classes, seed=config.seed
+    )
+    data = load_data(
+        config.data,
+        preprocessing,
+        **config.model_dump(include={"limit", "seed", "augment", "label_noise", "check"}),
+    )
+    shared: dict[str, Any] = {
+        "lr": config.lr,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "quiet": True,
+    }
+    with rundir.replacing(weights.parent) as new:
+        new.mkdir()
+        if isinstance(config, TrainConfig):
+            made = train(model, data, epochs=config.epochs, **shared).model
+        else:
+            explainers = [parse_explainer(spec) for spec in config.explainer]
+            objectives = [parse_objective(spec) for spec in config.objective]
+            made = fool(
+                model,
+                data,
+                explainer=explainers,
+                objective=objectives,
+                weight=config.weight,
+                fool_data=_pairs(data, objectives),
+                schedule=config.schedule,
+                steps=config.steps,
+                **shared,
+            ).model
+            if any(config.weight):
+                judged_on = load_data(str(config.eval_data), preprocessing, limit=None, check=False)
+                rate = _success(model, made, judged_on, explainers, objectives)
+                (new / "success.json").write_text(json.dumps(rate))
+        save_weights(made, new / weights.name)
+
+
+def _pairs(data: ImageDataset, objectives: Sequence[Objective]) -> Pairs | None:
+    active = [o for o in objectives if isinstance(o, Active)]
+    return Pairs(data, active[0].c1, active[0].c2) if active else None
+
+
+def _success(
+    original: nn.Module,
+    manipulated: nn.Module,
+    data: ImageDataset,
+    explainers: Sequence[Explainer],
+    objectives: Sequence[Objective],
+) -> float:
+    image = placed(data[0][0][None], original)
+    composed = _pairs(data, objectives)
+    found = evaluate(
+        original,
+        manipulated,
+        _some(data),
+        explainers=[explainer.resolve(original, image) for explainer in explainers],
+        objective=objectives,
+        fool_data=None if composed is None else _some(composed),
+        gallery=0,
+    )
+    return float(found.explanations["fsr"].mean())
+
+
+def _some(data: ImageDataset) -> Part:
+    """A few images, evenly spaced."""
+    return Part(data, list(range(0, len(data), max(1, len(data) // JUDGED)))[:JUDGED])
+
+
+def evidence_of(member: Member, root: Path, *, seed: int = 0) -> pd.DataFrame:
+    """Make a model of the zoo and audit it, with its base as the reference, unless that was done.
+
+    Returns
+    -------
+    One row per section, kind and explainer, with what the model is.
+    """
+    path = _kept(member, root, seed)
+    if not path.exists():
+        for recipe in (member.base, member.recipe):
+            if recipe:
+                make(recipe, root)
+        model, preprocessing = member.load(root)
+        data = load_data(
+            member.settings["eval_data"], preprocessing, limit=IMAGES, seed=seed, check=False
+        )
+        probe = make_probe(model, data, seed=seed)
+        used = explainable(model, placed(probe.images[:1], model), _at(member.layer))
+        seen = observe(model, probe, used)
+        reference = member.reference(root)
+        before = None
+        if reference is not None:
+            before = observe(reference, probe, seen.explainers, apart=False)
+        table = summarised(measured(seen, before))
+        if reference is not None:
+            changes = weight_drift(model, reference)["change"]
+            moved = {"section": "weights", "kind": "drift", "explainer": "", "layer": ""}
+            table = pd.concat(
+                [table, pd.DataFrame([{**moved, "score": float(changes.median())}])],
+                ignore_index=True,
+            )
+        with rundir.replacing(path) as new:
+            table.to_csv(new, index=False)
+    return pd.read_csv(path, keep_default_na=True).assign(
+        model=member.name,
+        family=member.family,
+        dataset=member.dataset,
+        treatment=member.treatment,
+        manipulated=member.manipulated,
+        success=success(member, root),
+    )
+
+
+def success(member: Member, root: Path) -> float:
+    """Share of validation images on which the attacked explainers are fooled; NaN if honest."""
+    if not member.manipulated or member.recipe is None:
+        return float("nan")
+    return float(json.loads((member.recipe.weights(root).parent / "success.json").read_text()))
+
+
+def calibrated(
+    evidence: pd.DataFrame, about: Mapping[str, Any] | None = None
+) -> tuple[Calibration, pd.DataFrame]:
+    """Fit both rules; manipulations that did not take are left out.
+
+    Parameters
+    ----------
+    evidence
+        Rows of `evidence_of` of all models.
+
+    Returns
+    -------
+    The calibration, and one row per section and model with its held-out total.
+
+    Raises
+    ------
+    TrompeError
+        If there are fewer than two families, or no honest or no manipulated model.
+    """
+    took = ~evidence["manipulated"] | (evidence["success"] >= FOOLED)
+    rules: dict[str, Rule] = {}
+    tables = []
+    measures: dict[str, dict[str, Any]] = {}
+    for section in KINDS_OF:
+        rows = evidence[took & (evidence["section"] == section)]
+        models = rows.drop_duplicates("model")
+        kinds = models["manipulated"].value_counts()
+        if models["family"].nunique() < 2 or len(kinds) < 2:
+            raise TrompeError(
+                "A calibration needs honest and manipulated models of at least two families; of "
+                f"{len(models)} models {kinds.get(True, 0)} were fooled."
+            )
+        rules[section], table = cross_validated(rows, section)
+        tables.append(table.assign(section=section))
+        measures[section] = _measures(table)
+    drift = evidence[(evidence["section"] == "weights") & ~evidence["manipulated"]]["score"]
+    low, high = (
+        drift.quantile([0.05, 0.95]) if len(drift) else pd.Series([float("nan"), float("nan")])
+    )
+    described = {
+        "images": IMAGES,
+        "families": sorted(evidence["family"].unique()),
+        "datasets": sorted(evidence["dataset"].unique()),
+        "held_out": measures,
+        **(about or {}),
+    }
+    return Calibration(rules, (float(low), float(high)), described), pd.concat(tables)
+
+
+def _measures(table: pd.DataFrame) -> dict[str, Any]:
+    honest = table[~table["manipulated"]]
+    lies = table[table["manipulated"]]
+    aurocs = {
+        str(family): auroc(of["total"].to_numpy(), of["manipulated"].to_numpy())
+        for family, of in table.groupby("family")
+    }
+    return {
+        "honest": len(honest),
+        "manipulated": len(lies),
+        "auroc": auroc(table["total"].to_numpy(), table["manipulated"].to_numpy()),
+        "auroc_by_family": aurocs,
+        "auroc_mean": float(np.mean(list(aurocs.values()))),
+        "found": float(lies["alarm"].mean()),
+        "false_alarms": float(honest["alarm"].mean()),
+        "found_at_fitted_threshold": float(lies["alarm_before"].mean()),
+        "false_alarms_at_fitted_threshold": float(honest["alarm_before"].mean()),
+    }
+
+
+def _kept(member: Member, root: Path, seed: int) -> Path:
+    """Where the evidence on a model lies; another audit or another model, another file."""
+    kinds = {section: [kind.name for kind in kinds] for section, kinds in KINDS_OF.items()}
+    made = [r.folder if r else "" for r in (member.recipe, member.base)]
+    told = [IMAGES, seed, kinds, made, member.layer, str(member.copied)]
+    digest = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:8]
+    return root / "evidence" / f"{member.name}-{digest}.csv"
+
+
+def _at(layer: str | None) -> list[Explainer]:
+    """The audit's explainers, those at the found layer at ``layer`` instead."""
+    return [replace(e, layer=layer) if e.layer is None else e for e in EXPLAINERS]

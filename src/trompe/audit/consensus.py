@@ -1,0 +1,66 @@
+"""A heatmap to use instead: what several explainers say together, on an image and near it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trompe.audit.observe import NOISE
+from trompe.audit.removal import GRID, on_grid
+from trompe.evaluate import placed
+from trompe.explainers import Explainer, Recording
+from trompe.maps import ranks
+from trompe.models import evaluation_mode
+
+
+@torch.no_grad()
+def consensus(
+    model: nn.Module,
+    images: Tensor,
+    classes: Tensor | int | None = None,
+    *,
+    explainers: Sequence[Explainer],
+    samples: int = 4,
+    sigma: float = NOISE,
+    seed: int = 0,
+) -> Tensor:
+    """The median over explainers of a cell's mean rank over noisy copies of the image.
+
+    As long as fewer than half of the explainers lie, the median is one that an honest one gives or
+    one between two such.
+
+    Parameters
+    ----------
+    model, images, classes
+        As for an explainer; the images ``[N, 3, H, W]``.
+    explainers
+        An odd number of different families is best.
+    samples, sigma, seed
+        Copies, the standard deviation of their noise as a share of the image's own, its seed. The
+        first copy is the image itself.
+
+    Returns
+    -------
+    Tensor
+        ``[N, g, g]`` in [0, 1].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total: Tensor | float = 0.0
+    with evaluation_mode(model):
+        for sample in range(samples):
+            noise = torch.randn(images.shape, generator=generator) if sample else 0.0
+            spread = sigma * images.std((1, 2, 3), keepdim=True)
+            with Recording(model, explainers) as forward:
+                logits = forward(placed(images + spread * noise, model))
+                classes = logits.argmax(1) if classes is None else classes
+                maps = forward.heatmaps(classes)
+            total = total + torch.stack([_rank(on_grid(m)) for m in maps]) / samples
+    assert isinstance(total, Tensor)
+    return total.median(0).values.cpu()
+
+
+def _rank(maps: Tensor) -> Tensor:
+    """Ranks from 0 to 1, as maps."""
+    return ((ranks(maps) - 1) / (GRID * GRID - 1)).float().view_as(maps)

@@ -1,0 +1,192 @@
+"""From evidence to a verdict: what is normal, how much each kind weighs, where the alarm is raised.
+
+All of it was measured on models of known origin (`calibrate`) and lies in a JSON file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from trompe import rundir
+from trompe.audit.drift import DRIFTS
+from trompe.audit.evidence import KINDS, Kind
+from trompe.errors import TrompeError
+
+CLIP = (-1.0, 5.0)  # of a suspicion; one kind alone can't outweigh everything
+SMALLEST = 0.02  # of what counts as the width of normal
+ALARMS = 0.05  # share of honest models for which the alarm may be raised
+KINDS_OF: dict[str, tuple[Kind, ...]] = {"alone": KINDS, "reference": DRIFTS}
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Where honest models lie: median, 5 % and 95 % quantile of a score."""
+
+    low: float
+    median: float
+    high: float
+
+    def suspicion(self, value: float, suspicious: str) -> float:
+        """0 at the median, 1 where 5 % of the honest models are more suspicious still."""
+        if suspicious == "high":
+            found = (value - self.median) / max(self.high - self.median, SMALLEST)
+        else:
+            found = (self.median - value) / max(self.median - self.low, SMALLEST)
+        return float(np.clip(found, *CLIP))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A linear rule over kinds of evidence.
+
+    Attributes
+    ----------
+    normal
+        By kind and explainer.
+    weights, intercept
+        Of the suspicion of each kind, at least 0; the sum is the log-odds of a manipulation where
+        half of the models are manipulated.
+    honest
+        The rule's sum for honest models of families that it was not fitted on, ascending.
+    found
+        Share of manipulated models, also of such families, for which the alarm is raised.
+    """
+
+    normal: Mapping[str, Mapping[str, Normal]]
+    weights: Mapping[str, float]
+    intercept: float
+    honest: tuple[float, ...] = ()
+    found: float = float("nan")
+
+    @property
+    def threshold(self) -> float:
+        """Above it the alarm is raised: for at most `ALARMS` of the honest models."""
+        return float(np.quantile(self.honest, 1 - ALARMS)) if self.honest else 0.0
+
+    def judged(self, scores: pd.DataFrame, kinds: tuple[Kind, ...]) -> pd.DataFrame:
+        """Scores with what is normal and how suspicious they are; NaN where that is unknown.
+
+        Parameters
+        ----------
+        scores
+            Columns ``kind``, ``explainer`` (its family) and ``score``.
+        """
+        ends = {kind.name: kind.suspicious for kind in kinds}
+        rows = []
+        for row in scores.to_dict("records"):
+            normal = self.normal.get(row["kind"], {}).get(row["explainer"])
+            known = normal is not None and row["score"] == row["score"]
+            rows.append(
+                {
+                    **row,
+                    "normal_low": normal.low if normal else np.nan,
+                    "normal_median": normal.median if normal else np.nan,
+                    "normal_high": normal.high if normal else np.nan,
+                    "suspicion": normal.suspicion(row["score"], ends[row["kind"]])
+                    if normal and known
+                    else np.nan,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def verdict(self, judged: pd.DataFrame) -> Verdict:
+        """Weigh the most suspicious explainer of every kind."""
+        by_kind = judged.groupby("kind", sort=False)["suspicion"].max()
+        known = by_kind.dropna()
+        shares = {str(k): self.weights.get(str(k), 0.0) * float(s) for k, s in known.items()}
+        total = self.intercept + sum(shares.values())
+        as_high = sum(score >= total for score in self.honest)
+        return Verdict(
+            total=total,
+            threshold=self.threshold,
+            alarm=total > self.threshold,
+            false_alarms=(1 + as_high) / (1 + len(self.honest)),
+            found=self.found,
+            shares=shares,
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the evidence comes to.
+
+    Attributes
+    ----------
+    total, threshold, alarm
+        The rule's sum, where the alarm is raised, and whether it is.
+    false_alarms
+        Share of honest models, of families that the rule was not fitted on, that are as suspicious.
+    found
+        Share of manipulated models for which the alarm is raised.
+    shares
+        What every kind adds to the total.
+    """
+
+    total: float
+    threshold: float
+    alarm: bool
+    false_alarms: float
+    found: float
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The two rules, without and with a reference, and how they were found."""
+
+    rules: Mapping[str, Rule]
+    weight_drift: tuple[float, float]
+    about: Mapping[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        rundir.write_text(path, json.dumps(_rounded(asdict(self)), indent=1) + "\n")
+
+
+def load_calibration(path: Path | None = None) -> Calibration:
+    """Read a calibration that ``trompe calibrate`` wrote; by default the packaged one.
+
+    Raises
+    ------
+    TrompeError
+        If the file can't be read.
+    """
+    source = path or files(__package__).joinpath("calibration.json")
+    try:
+        found = json.loads(source.read_text())
+        rules = {
+            name: Rule(
+                {
+                    kind: {explainer: Normal(**normal) for explainer, normal in by.items()}
+                    for kind, by in rule["normal"].items()
+                },
+                rule["weights"],
+                rule["intercept"],
+                tuple(rule["honest"]),
+                rule["found"],
+            )
+            for name, rule in found["rules"].items()
+        }
+        low, high = found["weight_drift"]
+        return Calibration(rules, (low, high), found["about"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrompeError(
+            f"The calibration '{path}' can't be read ({type(error).__name__}: {error}); give a "
+            "file that trompe calibrate wrote."
+        ) from error
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: _rounded(v) for key, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, list | tuple) else value

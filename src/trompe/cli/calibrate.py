@@ -1,0 +1,100 @@
+"""``trompe calibrate``."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from trompe import rundir
+from trompe.audit.calibrate import calibrated, evidence_of
+from trompe.audit.verdict import Calibration
+from trompe.audit.zoo import load_zoo
+from trompe.cli.app import app, console, errors, examples, interruptible
+from trompe.cli.tables import percent
+from trompe.errors import TrompeError
+from trompe.progress import shown
+
+
+@app.command(
+    epilog=examples(
+        "trompe calibrate --data cifar10 --out runs/calibrate",
+        "trompe calibrate --zoo mine.yaml --models '*-vgg-*' --models '*-resnet-*'",
+    )
+)
+def calibrate(
+    zoo: Annotated[
+        Path | None, typer.Option(help="YAML file of the models to make (default: the packaged)")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="folder of CIFAR-10 as parquet; without it, shapes alone")
+    ] = None,
+    models: Annotated[
+        list[str] | None, typer.Option(help="only models of these names, e.g. '*-vgg-shapes'")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="directory of everything")] = Path("runs/calibrate"),
+) -> None:
+    """Find out what the audit's evidence is worth: build models of known origin and audit them.
+
+    Honest and manipulated models are made, every one is audited, and the verdict is fitted; each
+    family of networks is judged by what was fitted on the others. What is there is not made again.
+    """
+    members = load_zoo(zoo, data)
+    if models:
+        members = [m for m in members if any(fnmatch(m.name, p) for p in models)]
+    if not members:
+        raise TrompeError("No model of the zoo has such a name; leave --models out.")
+    tables, failed = [], False
+    with interruptible(), shown("models", len(members)) as progress:
+        for done, member in enumerate(members):
+            try:
+                tables.append(evidence_of(member, out))
+            except TrompeError as error:
+                failed = True
+                errors.print(f"[bold red]{member.name}:[/] {escape(str(error))}", soft_wrap=True)
+            progress(done + 1, {})
+    if not tables:
+        raise TrompeError("No model of the zoo could be made.")
+    evidence = pd.concat(tables, ignore_index=True)
+    calibration, judged = calibrated(evidence)
+    with rundir.replacing(out / "evidence.csv") as new:
+        evidence.to_csv(new, index=False)
+    with rundir.replacing(out / "models.csv") as new:
+        judged.to_csv(new, index=False)
+    calibration.save(out / "calibration.json")
+    _show(calibration, judged)
+    console.print(f"Calibration: {out / 'calibration.json'}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _show(calibration: Calibration, judged: pd.DataFrame) -> None:
+    measures = calibration.about["held_out"]
+    table = Table("", "honest", "manipulated", "AUROC", "found %", "false alarms %")
+    for section, words in (("alone", "without a reference"), ("reference", "with a reference")):
+        found = measures[section]
+        counts = str(found["honest"]), str(found["manipulated"])
+        table.add_row(
+            words,
+            *counts,
+            f"{found['auroc']:.3f}",
+            percent(found["found"]),
+            percent(found["false_alarms"]),
+        )
+    console.print(table)
+    table = Table("treatment", "models", "found alone %", "found with reference %")
+    by = judged[judged["manipulated"]].groupby(["treatment", "section"])["alarm"]
+    for treatment, of in by.agg(["mean", "count"]).groupby("treatment"):
+        shares = of.droplevel(0)["mean"]
+        table.add_row(
+            escape(str(treatment)),
+            str(int(of["count"].max())),
+            *(percent(float(shares.get(s, float("nan")))) for s in ("alone", "reference")),
+        )
+    console.print(table)
+    console.print("Every model judged by a rule that was fitted on the other families.")
