@@ -26,6 +26,7 @@ from trompe.audit.removal import GRID, SHARES, curve, fill, gap, occlusion_maps,
 from trompe.audit.verdict import KINDS_OF, Normal, Rule
 from trompe.audit.zoo import load_zoo, pruned, quantised
 from trompe.errors import TrompeError
+from trompe.models.embedded import packaged_weights
 from trompe.repair import with_statistics
 
 RANDOM = np.random.default_rng(0)
@@ -290,55 +291,57 @@ def test_the_zoo_has_what_it_says():
     assert {m.dataset for m in load_zoo(None)} == {"shapes"}
 
 
+FOOLED, LAYER = "embedded-resnet", "layer4.1:input"
+
+
 @pytest.fixture(scope="module")
 def fooled(tmp_path_factory):
-    """The embedded model, fooled and honestly fine-tuned for as long."""
+    """An embedded model, fooled and honestly fine-tuned for as long."""
     root = tmp_path_factory.mktemp("audit")
-    model, preprocessing = package.load_model("embedded")
+    model, preprocessing = package.load_model(FOOLED)
     data = package.load_data("shapes:train", preprocessing, limit=600, check=False)
-    lie = {"explainer": package.GradCAM(), "objective": package.Location(), "weight": 6.0}
-    settings = {"lr": 5e-3, "schedule": "one-cycle", "steps": 120, "batch_size": 16}
+    explainer = package.GradCAM(layer=LAYER)
+    lie = {"explainer": explainer, "objective": package.Location(), "weight": 6.0}
+    settings = {"lr": 4e-3, "schedule": "one-cycle", "steps": 250, "batch_size": 16}
     result = package.fool(model, data, **lie, **settings, control=True, run_dir=root / "run")
     return root, result
 
 
 def test_the_command_finds_a_fooled_model_and_acquits_an_honest_one(fooled, trompe):
     root, _ = fooled
-    given = ["--model", "embedded", "--data", "shapes:validation", "--limit", "100"]
-    verdicts = {}
+    given = ["--model", FOOLED, "--data", "shapes:validation", "--limit", "150"]
+    given += ["--reference", packaged_weights(FOOLED)]
+    for name in ("grad-cam", "lrp-t"):
+        given += ["--explainer", f"{name}:layer={LAYER}"]
+    rates = {}
     for name in ("weights", "weights-control"):
         suspect = root / "run" / f"{name}.safetensors"
         out = root / f"audit-{name}"
         code, said, wrong = trompe("audit", suspect, *given, "--out", out, "--quiet")
         assert code == 0, wrong
-        verdicts[name] = said
-        table = pd.read_csv(out / "evidence" / "verdict.csv").set_index("section")
-        assert bool(table.loc["alone", "alarm"]) == (name == "weights")
+        assert ("ALARM" in said) == (name == "weights")
+        assert ("No alarm" in said) == (name == "weights-control")
+        rates[name] = pd.read_csv(out / "evidence" / "verdict.csv").set_index("section")
+        assert len(pd.read_csv(out / "evidence" / "weights.csv")) > 20
         page = (out / "report.html").read_text()
         assert 'src="data:image/webp' in page
+        assert "<script" not in page
         assert "http" not in page.replace("http-equiv", "")
-    assert "ALARM" in verdicts["weights"]
-    assert "No alarm" in verdicts["weights-control"]
+    alone = [rates[name].loc["alone", "total"] for name in ("weights", "weights-control")]
+    assert alone[0] > alone[1]
 
 
-def test_against_a_reference(fooled):
-    _, result = fooled
-    original, preprocessing = package.load_model("embedded")
-    data = package.load_data("shapes:validation", preprocessing, limit=80, check=False)
-    found = audit(result.model, data, original)
-    honest = audit(result.control, data, original)
-    assert found.verdict.alarm
-    assert not honest.verdict.alarm
-    assert found.agreement > 0.9
-    assert not found.weights.empty
-    assert found.verdict.false_alarms < honest.verdict.false_alarms
-    same = audit(original, data, original)
+def test_a_model_did_not_drift_from_itself():
+    model, preprocessing = package.load_model("embedded")
+    data = package.load_data("shapes:validation", preprocessing, limit=40, check=False)
+    same = audit(model, data, model)
     scores = same.evidence[same.evidence["section"] == "reference"].set_index("kind")["score"]
     assert (scores["rank correlation"] > 0.999).all()
     assert (scores["centre shift"].abs() < 1e-6).all()
+    assert (same.weights["change"] == 0).all()
 
 
-def test_an_audit_leaves_the_model_as_it_was_and_repeats_itself(fooled):
+def test_an_audit_leaves_the_model_as_it_was_and_repeats_itself():
     model, preprocessing = package.load_model("embedded")
     data = package.load_data("shapes:validation", preprocessing, limit=40, check=False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -373,7 +376,7 @@ def test_bad_input_gets_one_sentence(tmp_path, trompe, fooled):
         ),
         (["embedded", "--data", tmp_path / "nowhere"], "no folder or file"),
         ([weights, "--model", "embedded-vgg", "--data", "shapes"], "does not fit"),
-        ([weights, "--model", "embedded"], "--data is missing"),
+        ([weights, "--model", FOOLED], "--data is missing"),
         (["--data", "shapes"], "SUSPECT is missing"),
         (["embedded", "--data", "shapes", "--calibration", weights], "can't be read"),
         (["embedded", "--data", "shapes", "--explainer", "grad-came"], "did you mean"),

@@ -32,7 +32,7 @@ class Observations:
     explainers
         Those whose maps depend on the position, layers named.
     logits, maps
-        Of the images that are explained: ``[N, K]``, and heatmaps of the explained class ``[N, h, w]``.
+        Of the explained images: ``[N, K]``, and heatmaps of the explained class ``[N, h, w]``.
     against
         Heatmaps of the difference between the class's logit and the runner-up's, of the parts.
     noisy, randomised
@@ -131,6 +131,7 @@ def with_noise(images: Tensor, seed: int = 0) -> Tensor:
     return images + NOISE * images.std((1, 2, 3), keepdim=True) * noise
 
 
+@torch.no_grad()
 def with_random_head(model: nn.Module, seed: int = 0) -> nn.Module:
     """A copy whose last layer with weights is drawn anew (Adebayo et al., 2018: the first cascade).
 

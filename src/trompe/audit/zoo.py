@@ -147,7 +147,8 @@ class Member:
 
     def reference(self, root: Path) -> nn.Module | None:
         """The model that it was made from; None if it was trained from nothing."""
-        if self.treatment == "base" or self.settings.get("weights") == "random":
+        anew = self.recipe is not self.base and self.settings.get("weights") == "random"
+        if self.treatment == "base" or anew:
             return None
         return self._load(self.base, root).model
 
