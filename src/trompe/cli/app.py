@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from trompe import processes
 from trompe.catalogue import entries
-from trompe.config import Config, read
+from trompe.config import Config, is_argument, read
 from trompe.explainers import EXPLAINERS
 from trompe.objectives import OBJECTIVES
 
@@ -102,15 +102,14 @@ def command(config: type[Config], *commands: str) -> Callable[[Callable[[Any], N
             if not field.is_required() and default not in (None, False):
                 shown = " ".join(map(str, default)) if isinstance(default, list) else default
                 text += f" (default: {shown})"
+            kind: Any = typer.Argument if is_argument(config, name) else typer.Option
             parameters.append(
                 inspect.Parameter(
                     name,
                     inspect.Parameter.KEYWORD_ONLY,
                     annotation=Annotated[
                         _option_type(field.annotation) | None,
-                        typer.Option(
-                            help=text, show_default=False, autocompletion=completion(name)
-                        ),
+                        kind(help=text, show_default=False, autocompletion=completion(name)),
                     ],
                     default=None,
                 )
