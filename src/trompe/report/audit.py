@@ -178,7 +178,7 @@ def _exhibit(found: AuditReport, data: Images, place: int) -> Exhibit:
 
     def tile(maps: Tensor, words: str, notes: list[str]) -> Tile:
         picture = uri(overlay(image, maps.numpy()), FINE)
-        return Tile(words, picture, f"{words} of the suspect on {name}", notes)
+        return Tile(words, picture, f"{words}, on {name}", notes)
 
     marks = found.marks[(found.marks["place"] == place) & (found.marks["over"] == "image")]
     rows = [
@@ -194,12 +194,10 @@ def _exhibit(found: AuditReport, data: Images, place: int) -> Exhibit:
         )
     ]
     if found.before is not None:
-        before = found.before
         rows.append(
             (
                 "reference",
-                [tile(maps[place], explainer_name(e), []) for e, maps in before.maps.items()]
-                + [tile(by_maximum(before.occlusion[place][None])[0], "where covering hurts", [])],
+                [tile(maps[place], explainer_name(e), []) for e, maps in found.before.maps.items()],
             )
         )
     return Exhibit(name, uri(image, FINE), rows)
