@@ -53,7 +53,7 @@ def chart(rows: pd.DataFrame, path: Path) -> None:
     axes.set_yticks(aimed.index, aimed["network"] + ", " + aimed["what"], fontsize=7)
     axes.set_ylim(-0.6, len(aimed) - 0.4)
     axes.set_xlabel("time, as a ratio to what it is compared with")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
