@@ -30,7 +30,7 @@ def shoot(page: Page, selector: str) -> Image.Image:
     bottom = min(max(box["y"] + box["height"] for box in boxes) + 24, top + 990)
     assert page.viewport_size is not None
     clip = {"x": 0, "y": top, "width": page.viewport_size["width"], "height": bottom - top}
-    shot = page.screenshot(full_page=True, clip=clip)  # type: ignore[arg-type]
+    shot = page.screenshot(full_page=True, clip=clip)
     return Image.open(io.BytesIO(shot))
 
 
@@ -58,7 +58,7 @@ def make(run: Path) -> None:
         for name, (width, scheme, selector) in SHOTS.items():
             page = browser.new_page(
                 viewport={"width": width, "height": 900},
-                color_scheme=scheme,  # type: ignore[arg-type]
+                color_scheme=scheme,
             )
             page.goto((run / "report.html").resolve().as_uri())
             save(shoot(page, selector), RESULTS / f"{name}.png")

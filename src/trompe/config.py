@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -149,6 +150,18 @@ class RepairConfig(AuditConfig):
     max_drop: float = Field(
         0.5, ge=0, lt=100, description="percentage points of predictions that may change"
     )
+
+
+def filled(settings: Mapping[str, Any], words: Mapping[str, str]) -> dict[str, Any]:
+    """Settings whose texts, also those in lists, have every word replaced by what it stands for."""
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, str):
+            for word, replacement in words.items():
+                value = value.replace(word, replacement)
+        return [fill(v) for v in value] if isinstance(value, list) else value
+
+    return {key: fill(value) for key, value in settings.items()}
 
 
 def read(kind: type[C], path: Path | None, given: dict[str, Any]) -> C:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -59,7 +59,7 @@ def from_main(work: Callable[[], T]) -> T:
         return work()
     found: list[T | None] = [work() if is_main() else None]
     dist.broadcast_object_list(found)
-    return found[0]  # type: ignore[return-value]
+    return cast(T, found[0])
 
 
 def averaged(figures: Mapping[str, float], device: torch.device) -> dict[str, float]:

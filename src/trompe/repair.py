@@ -6,15 +6,16 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from trompe.audit import EXPLAINERS, AuditReport, audit, load_calibration
 from trompe.audit.verdict import Calibration
+from trompe.budget import Part
 from trompe.errors import TrompeError
 from trompe.evaluate import Images, placed
 from trompe.explainers import Explainer, Recording
@@ -93,7 +94,7 @@ def repair(
     if not isinstance(calibration, Calibration):
         calibration = load_calibration(calibration)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
-    shown, clean = _Rows(data, order[:audit_on]), _Rows(data, order[audit_on:])
+    shown, clean = Part(data, order[:audit_on]), _Relabelled(data, order[audit_on:])
     clean.labels = _predictions(model, clean, batch_size)
     rows: list[dict[str, Any]] = []
     models: dict[str, nn.Module] = {}
@@ -128,7 +129,7 @@ def repair(
     return RepairResult(models[chosen], table, chosen)
 
 
-def _attempts(model: nn.Module, data: _Rows, lr: float, batch_size: int, seed: int) -> Any:
+def _attempts(model: nn.Module, data: Images, lr: float, batch_size: int, seed: int) -> Any:
     if any(isinstance(module, BATCH_NORM) for module in model.modules()):
         yield "batch-norm", with_statistics(model, data, batch_size)
     for steps in STEPS:
@@ -153,7 +154,7 @@ def with_statistics(model: nn.Module, data: Images, batch_size: int = 32) -> nn.
         if isinstance(module, BATCH_NORM) and module.track_running_stats:
             module.reset_running_stats()
             module.momentum, module.training = None, True
-    loader: Any = DataLoader(data, batch_size=batch_size)  # type: ignore[arg-type]
+    loader: Any = DataLoader(cast(Any, data), batch_size=batch_size)
     with torch.no_grad():
         for images, _ in loader:
             if len(images) > 1:
@@ -165,25 +166,22 @@ def with_statistics(model: nn.Module, data: Images, batch_size: int = 32) -> nn.
     return model
 
 
-class _Rows(Dataset[Any]):
+class _Relabelled(Part):
     """Some images of a dataset, with labels of one's own."""
 
     def __init__(self, data: Images, rows: Sequence[int]) -> None:
-        self.data = data
-        self.rows = rows
+        super().__init__(data, rows)
         self.labels = torch.zeros(len(rows), dtype=torch.int64)
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        self.augmented = False
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        return self.data[self.rows[place]][0], int(self.labels[place])
+        return super().__getitem__(place)[0], int(self.labels[place])
 
 
 @torch.no_grad()
 def _predictions(model: nn.Module, data: Images, batch_size: int) -> Tensor:
     found = []
-    loader: Any = DataLoader(data, batch_size=batch_size)  # type: ignore[arg-type]
+    loader: Any = DataLoader(cast(Any, data), batch_size=batch_size)
     with evaluation_mode(model), Recording(model, ()) as forward:
         for images, _ in loader:
             found.append(forward(placed(images, model)).argmax(1).cpu())

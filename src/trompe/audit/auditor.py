@@ -191,13 +191,12 @@ def audit(
         verdicts[str(section)] = rule.verdict(table)
         judged.append(table)
         weighed.append(_weighed(values[values["section"] == section], rule, str(section)))
-    drift = weight_drift(model, reference if reference is not None else model)
     return AuditReport(
         verdicts,
         pd.concat(judged, ignore_index=True),
         pd.concat(weighed, ignore_index=True),
         None if before is None else prediction_agreement(seen, before),
-        drift.iloc[:0] if reference is None else drift,
+        weight_drift(model, reference),
         calibration.weight_drift,
         calibration.about,
         probe,

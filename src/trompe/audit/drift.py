@@ -77,13 +77,13 @@ def prediction_agreement(seen: Observations, before: Observations) -> float:
     return float((seen.logits.argmax(1) == before.logits.argmax(1)).float().mean())
 
 
-def weight_drift(model: nn.Module, reference: nn.Module) -> pd.DataFrame:
+def weight_drift(model: nn.Module, reference: nn.Module | None) -> pd.DataFrame:
     """Relative change of every tensor of weights and BatchNorm statistics: ‖w - w₀‖ / ‖w₀‖.
 
-    Columns ``tensor``, ``what`` (``weight``, ``bias``, ``running_mean`` ...) and ``change``; no
-    rows if the two have different layers.
+    Columns ``layer``, ``what`` (``weight``, ``bias``, ``running_mean`` ...) and ``change``; no
+    rows without a reference or if the two have different layers.
     """
-    now, then = model.state_dict(), reference.state_dict()
+    now, then = model.state_dict(), reference.state_dict() if reference is not None else {}
     rows = []
     if {k: v.shape for k, v in now.items()} == {k: v.shape for k, v in then.items()}:
         for name, tensor in now.items():
@@ -92,7 +92,7 @@ def weight_drift(model: nn.Module, reference: nn.Module) -> pd.DataFrame:
                 moved = float((tensor - old).norm() / old.norm().clamp_min(1e-12))
                 layer, _, what = name.rpartition(".")
                 rows.append({"layer": layer, "what": what, "change": moved})
-    return pd.DataFrame(rows, columns=["layer", "what", "change"])
+    return pd.DataFrame(rows, columns=["layer", "what", "change"]).astype({"change": float})
 
 
 def _common(seen: Observations, before: Observations) -> list[str]:

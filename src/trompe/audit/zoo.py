@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
-from trompe.config import FoolConfig, TrainConfig, read
+from trompe.config import FoolConfig, TrainConfig, filled, read
 from trompe.errors import TrompeError
 from trompe.models import LoadedModel, load_model
 
@@ -188,7 +188,7 @@ def _members(layout: Layout, family: str, dataset: str, data: str) -> Iterator[M
         command = own.pop("command", "fool")
         settings = layout.settings.get(command, {}) | layout.families[family] | described.settings
         name = f"{treatment.replace(' ', '-')}-{network}"
-        found = Recipe(name, command, _filled(settings | own, words), base)
+        found = Recipe(name, command, filled(settings | own, words), base)
         found.config(Path())
         return found
 
@@ -196,9 +196,7 @@ def _members(layout: Layout, family: str, dataset: str, data: str) -> Iterator[M
     start = None if described.base is None else recipe("base", trained | described.base)
 
     def member(treatment: str, lies: bool, made: Recipe | None, of: Copy | None = None) -> Member:
-        own = (
-            made.settings if made else _filled(layout.families[family] | described.settings, words)
-        )
+        own = made.settings if made else filled(layout.families[family] | described.settings, words)
         return Member(family, dataset, treatment, lies, made, start, layer, own, of)
 
     def here(own: Settings) -> bool:
@@ -260,16 +258,6 @@ def quantised(model: nn.Module, bits: int) -> nn.Module:
 def _weights(model: nn.Module) -> Iterator[nn.Parameter]:
     """Weights of convolutions and linear layers."""
     return (p for p in model.parameters() if p.dim() > 1)
-
-
-def _filled(settings: Settings, words: Mapping[str, str]) -> Settings:
-    def fill(value: Any) -> Any:
-        if isinstance(value, str):
-            for word, replacement in words.items():
-                value = value.replace(word, replacement)
-        return [fill(v) for v in value] if isinstance(value, list) else value
-
-    return {key: fill(value) for key, value in settings.items()}
 
 
 def _read(path: Path | None) -> Layout:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from rich.table import Table
 
 from trompe import rundir
-from trompe.audit import EXPLAINERS, AuditReport, audit, load_calibration
+from trompe.audit import AuditReport, audit
 from trompe.cli.app import command, console
-from trompe.cli.reading import default_out, device_for, suspect_and_reference
+from trompe.cli.reading import default_out, read_case
 from trompe.config import ELSEWHERE, AuditConfig
-from trompe.data import load_data
-from trompe.explainers import parse_explainer
 from trompe.report.audit import write_audit
 from trompe.report.words import explainer_name, number
 
@@ -26,31 +24,22 @@ def audit_(config: AuditConfig) -> None:
 
     SUSPECT is a weights file, a run directory or the name of a model.
     """
-    chosen = [parse_explainer(spec) for spec in config.explainer or ()]
-    calibration = load_calibration(config.calibration)
-    suspect, reference, preprocessing = suspect_and_reference(config)
-    data = load_data(
-        config.data,
-        preprocessing,
-        labelled=False,
-        **config.model_dump(include={"limit", "seed", "corrupt", "check"}),
-    )
-    device = device_for(config.device)
+    case = read_case(config)
     out = config.out or default_out("audit", config.suspect)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
-    with rundir.opened(out, settings, rundir.fingerprint(suspect, len(data))):
+    with rundir.opened(out, settings, rundir.fingerprint(case.suspect, len(case.data))):
         found = audit(
-            suspect.to(device),
-            data,
-            reference if reference is None else reference.to(device),
-            explainers=chosen or EXPLAINERS,
-            calibration=calibration,
+            case.suspect,
+            case.data,
+            case.reference,
+            explainers=case.explainers,
+            calibration=case.calibration,
             **config.model_dump(include={"seed", "batch_size", "quiet"}),
         )
         found.save(out / "evidence")
         if not config.quiet:
             _show(found)
-        page = write_audit(out, found, data)
+        page = write_audit(out, found, case.data)
         console.print(found.sentence, soft_wrap=True)
         console.print(f"Report: {page}", soft_wrap=True)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from torch import nn
 
 from trompe import rundir
+from trompe.audit import EXPLAINERS, Calibration, load_calibration
 from trompe.config import AuditConfig, TuneConfig
-from trompe.data import load_data
+from trompe.data import ImageDataset, load_data
 from trompe.errors import TrompeError
+from trompe.explainers import Explainer, parse_explainer
 from trompe.loop import accelerator_for
 from trompe.models import load_model
 from trompe.models.weights import SUFFIXES
@@ -43,7 +46,7 @@ def _reading(config: TuneConfig) -> dict[str, Any]:
     return config.model_dump(include={"seed", "corrupt", "check"})
 
 
-def suspect_and_reference(
+def _suspect_and_reference(
     config: AuditConfig,
 ) -> tuple[nn.Module, nn.Module | None, Preprocessing]:
     """The suspect, the model before if it was given, and what their images go through.
@@ -73,6 +76,43 @@ def suspect_and_reference(
         return suspect, None, preprocessing
     before = weights_in(config.reference, "weights.safetensors")
     return suspect, load_model(name, before, classes).model, preprocessing
+
+
+class Case(NamedTuple):
+    """What an audit or a repair looks at, on its device, and by what it judges."""
+
+    suspect: nn.Module
+    reference: nn.Module | None
+    data: ImageDataset
+    explainers: Sequence[Explainer]
+    calibration: Calibration
+
+
+def read_case(config: AuditConfig) -> Case:
+    """Everything that an audit or a repair is given; the images need no labels.
+
+    Raises
+    ------
+    TrompeError
+        If something can't be used.
+    """
+    chosen = [parse_explainer(spec) for spec in config.explainer or ()]
+    calibration = load_calibration(config.calibration)
+    suspect, reference, preprocessing = _suspect_and_reference(config)
+    data = load_data(
+        config.data,
+        preprocessing,
+        labelled=False,
+        **config.model_dump(include={"limit", "seed", "corrupt", "check"}),
+    )
+    device = device_for(config.device)
+    return Case(
+        suspect.to(device),
+        reference if reference is None else reference.to(device),
+        data,
+        chosen or EXPLAINERS,
+        calibration,
+    )
 
 
 def _recorded(directory: Path) -> dict[str, Any]:

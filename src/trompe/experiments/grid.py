@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from trompe.config import ELSEWHERE, Config, FoolConfig, TrainConfig, read
+from trompe.config import ELSEWHERE, Config, FoolConfig, TrainConfig, filled, read
 from trompe.errors import TrompeError
 from trompe.explainers import parse_explainer
 from trompe.objectives import parse_objective
@@ -194,7 +194,7 @@ def load_grid(
         settings |= {k: v for k, v in (given or {}).items() if k in CONFIGS[command].model_fields}
         words = {"{data}": data or "", "{target}": layout.networks[network].target}
         base = trained.get(network) if command == "fool" else None
-        return Cell(section, network, objective, explainer, command, _filled(settings, words), base)
+        return Cell(section, network, objective, explainer, command, filled(settings, words), base)
 
     trained: dict[str, Cell] = {}
     for network, own in layout.base.cells.items():
@@ -246,16 +246,6 @@ def _read(scale: str) -> Layout:
             f"In the grid '{scale}', {where}: {first['msg']}; compare it with embedded.yaml in "
             "trompe/experiments."
         ) from error
-
-
-def _filled(settings: Settings, words: Mapping[str, str]) -> Settings:
-    def fill(value: Any) -> Any:
-        if isinstance(value, str):
-            for word, replacement in words.items():
-                value = value.replace(word, replacement)
-        return [fill(v) for v in value] if isinstance(value, list) else value
-
-    return {key: fill(value) for key, value in settings.items()}
 
 
 def texts(cells: Sequence[Cell], root: Path) -> Iterator[tuple[str, str]]:

@@ -151,6 +151,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
+    """Seed what the libraries draw from: PyTorch's and NumPy's global states; give both back."""
     state = np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():
         torch.manual_seed(seed)
