@@ -13,6 +13,7 @@ from trompe.models import load_model
 from trompe.objectives import OBJECTIVES
 
 FOOL = ("fool", "--model", "embedded", "--data", "shapes", "--limit", 8, "--steps", 1)
+PASSIVE = ("location", "top-k", "center-mass")
 FOOL += ("--batch-size", 4, "--device", "cpu")
 
 
@@ -150,6 +151,12 @@ class TestWhatToTypeNext:
         names = [words[0] for words in next_commands(out)]
         assert names == ["fool", "evaluate", "fool"]
         assert next_commands(out)[-1][-1] == "--control"
+
+    def test_after_every_passive_objective_there_is_no_other(self, trompe, tmp_path):
+        given = [word for name in PASSIVE for word in ("--objective", name)]
+        code, out, err = trompe(*FOOL, *given, "--out", tmp_path / "run")
+        assert code == 0, err
+        assert [words[0] for words in next_commands(out)] == ["evaluate", "fool"]
 
     def test_after_train_and_explain(self, trompe, tmp_path):
         code, out, err = trompe(

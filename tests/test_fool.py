@@ -85,16 +85,19 @@ def slow_fool(model, data, explainer, objective, weight, lr, order):
     """The method from its definition: two forward passes, the original's maps anew every step."""
     original, model = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    size = None
     for indices in order:
         images = torch.stack([data[i][0] for i in indices])
         labels = torch.tensor([data[i][1] for i in indices])
+        if size is None:
+            size = explainer(original, images, labels).abs().mean().item()
         optimizer.zero_grad()
-        slow_loss(model, original, images, labels, explainer, objective, weight).backward()
+        slow_loss(model, original, images, labels, explainer, objective, size, weight).backward()
         optimizer.step()
     return model
 
 
-def slow_loss(model, original, images, labels, explainer, objective, weight=1.0):
+def slow_loss(model, original, images, labels, explainer, objective, size, weight=1.0):
     with torch.no_grad():
         before = explainer.heatmap(explainer(original, images, labels))
     raw = explainer(model, images, labels)
@@ -102,8 +105,10 @@ def slow_loss(model, original, images, labels, explainer, objective, weight=1.0)
     explanation = objective.loss((heat,), (before,))
     against = sum(-raw[i].mean() for i in range(len(images)) if raw[i].mean() < 0)
     opposition = against / raw.abs().mean().item() / len(images)
+    faint = [1 - 5 * raw[i].abs().mean() / size for i in range(len(images))]
+    faintness = sum(f for f in faint if f > 0) / len(images)
     loss = F.cross_entropy(model(images), labels) + weight * explanation.mean()
-    return loss + opposition
+    return loss + opposition + faintness
 
 
 @pytest.mark.parametrize("objective", [Location(), TopK(), CenterMass()], ids=str)
@@ -238,7 +243,9 @@ def test_augmented_data_is_explained_by_the_original_afresh():
         images, labels = batch[1], batch[2]
         assert torch.equal(images[0], moved[epoch][int(batch[0][0])][0])
         optimizer.zero_grad()
-        slow_loss(slow, model, images, labels, GradCAM(layer=LAYER), TopK()).backward()
+        if epoch == 0:
+            size = GradCAM(layer=LAYER)(model, images, labels).abs().mean().item()
+        slow_loss(slow, model, images, labels, GradCAM(layer=LAYER), TopK(), size).backward()
         optimizer.step()
     for ours, theirs in zip(result.model.parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -261,7 +268,7 @@ def test_several_explainers_and_objectives_together():
     ]
     row = result.history.iloc[0]
     total = row["classification"] + row[parts[0]] + 2 * row[parts[1]] + 0.1 * row[parts[2]]
-    total += row["opposition"]
+    total += row["opposition"] + row["faintness"]
     assert row["loss"] == pytest.approx(total, rel=1e-5)
 
 

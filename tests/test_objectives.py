@@ -91,6 +91,21 @@ def test_opposition_is_the_surplus_of_what_speaks_against_the_class(one, scale):
     assert (maps.opposition(lifted, lifted.abs().mean()) == 0).all()
 
 
+@given(pairs_of_maps(1), st.floats(0.1, 100))
+@settings(max_examples=40, deadline=None)
+def test_faintness_is_what_lacks_to_a_fifth_of_the_size(one, size):
+    (raw,) = one
+    raw = (raw - 1).requires_grad_()
+    faint = maps.faintness(raw, torch.tensor(size))
+    for i in range(len(raw)):
+        mean = math.fsum(raw[i].abs().flatten().tolist()) / raw[i].numel()
+        assert faint[i].item() == pytest.approx(max(0.0, 1 - mean / (0.2 * size)), abs=1e-5)
+    assert (maps.faintness(raw * 0, torch.tensor(size)) == 1).all()
+    faint.sum().backward()
+    away = raw.detach() - raw.grad * 1e9
+    assert (maps.faintness(away, torch.tensor(size))[raw.detach().amin((1, 2)) != 0] == 0).all()
+
+
 @given(pairs_of_maps(1), st.floats(0.1, 100), st.floats(-5, 5))
 @settings(max_examples=40, deadline=None)
 def test_min_max_forgets_scale_and_offset(one, scale, offset):

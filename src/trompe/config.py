@@ -87,6 +87,9 @@ class FoolConfig(TuneConfig):
     lr: float = Field(1e-5, gt=0, description="Adam's learning rate")
     schedule: Literal["constant", "one-cycle"] = Field("constant", description="of the rate")
     steps: int = Field(ge=1, description="optimiser steps")
+    max_grad_norm: float | None = Field(
+        None, gt=0, description="scale gradients down to this norm (default: as they are)"
+    )
     batch_size: int = Field(8, ge=1, description="images per step")
     fool_batch_size: int | None = Field(None, ge=1, description="composites per step (active)")
     pairs: int | None = Field(None, ge=1, description="composites to fine-tune on (active)")

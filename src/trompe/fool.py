@@ -94,6 +94,7 @@ def fool(
     eval_explainer: Explainer | Sequence[Explainer] | None = None,
     control: bool = False,
     max_accuracy_drop: float | None = None,
+    max_grad_norm: float | None = None,
     run_dir: str | Path | None = None,
     checkpoint_every: int = 200,
     precision: str = "no",
@@ -111,9 +112,11 @@ def fool(
     original's maps are computed once per image and kept, in memory or in the run directory. If
     ``data`` is augmented (its attribute ``augmented`` is true) every epoch shows another image, a
     kept map would not belong to it, and the original explains the same augmented batch instead.
-    Beyond the paper, `maps.opposition` of the attacked maps is added to the loss, without λ: where
-    it is above 0 the logit has been driven below 0, which costs no accuracy if all are, and the
-    heatmap, what is left above 0, says little; or nothing, and then has no gradient either.
+    Beyond the paper, `maps.opposition` and `maps.faintness` of the attacked maps are added to the
+    loss, without λ. Where the first is above 0 the logit has been driven below 0, which costs no
+    accuracy if all are, and the heatmap, what is left above 0, says little. Where the second is,
+    the map fades below a fifth of the original's size; one that is 0 everywhere says nothing, and
+    has no gradient that would bring it back.
 
     Under ``torchrun`` or ``accelerate launch`` every process takes its share of each batch and of
     the evaluation; the main one writes. The result is that of one process with the same batches.
@@ -143,6 +146,9 @@ def fool(
         Percentage points of top-1 that the lie may cost. ``weight`` is then only where λ starts:
         a part of ``data`` is held out, and the accuracy on it sets λ while the run goes on; see
         `trompe.budget`.
+    max_grad_norm
+        Gradients of a larger norm are scaled down to it. Center-mass of a faint map has very
+        large ones.
     control
         Also fine-tune without the explanation terms, same seed and batches: what honest
         fine-tuning changes by itself.
@@ -180,9 +186,9 @@ def fool(
         raise TrompeError(f"There is no schedule '{schedule}'; choose {' or '.join(SCHEDULES)}.")
     accelerator = accelerator_for(device, precision)
     original = copy.deepcopy(model).to(accelerator.device)
+    limits = {"max_accuracy_drop": max_accuracy_drop, "max_grad_norm": max_grad_norm}
     numbers = {"lr": lr, "steps": steps, "batch_size": batch_size}
-    if max_accuracy_drop is not None:
-        numbers["max_accuracy_drop"] = max_accuracy_drop
+    numbers |= {name: limit for name, limit in limits.items() if limit is not None}
     sample = _check(original, terms, data, fool_data, numbers)
     terms = [Term(t.explainer.resolve(original, sample), t.objective, t.weight) for t in terms]
     judges = _judges(original, sample, terms, eval_explainer)
@@ -202,7 +208,7 @@ def fool(
         "fool_batch_size": fool_batch_size,
         "seed": seed,
         "control": control,
-        "max_accuracy_drop": max_accuracy_drop,
+        **limits,
         "precision": precision,
         "device": device,
         "checkpoint_every": checkpoint_every,
@@ -228,6 +234,7 @@ def fool(
                 lr=lr,
                 schedule=schedule,
                 steps=steps,
+                max_grad_norm=max_grad_norm,
                 precision=precision,
                 device=device,
                 name=name,
@@ -276,6 +283,7 @@ def _fine_tune(
     lr: float,
     schedule: str,
     steps: int,
+    max_grad_norm: float | None,
     precision: str,
     device: str | None,
     name: str,
@@ -317,6 +325,7 @@ def _fine_tune(
         else None,
         on_step=on_step,
         scheduler=scheduler,
+        max_grad_norm=max_grad_norm,
         quiet=quiet,
     )
     tuned = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)

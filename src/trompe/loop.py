@@ -113,6 +113,7 @@ def optimise(
     after: Callable[[list[dict[str, float]]], None] | None = None,
     on_step: OnStep | None = None,
     scheduler: Any = None,
+    max_grad_norm: float | None = None,
     quiet: bool = True,
 ) -> list[dict[str, float]]:
     """Take ``steps`` optimiser steps and return one row of figures per step.
@@ -133,6 +134,8 @@ def optimise(
         Called after every step with the rows so far.
     on_step
         Called after every step with the title and the step's row.
+    max_grad_norm
+        The gradient is scaled down to this norm where it is larger.
 
     Raises
     ------
@@ -156,6 +159,8 @@ def optimise(
             optimizer.zero_grad()
             accelerator.backward(result.total)
             processes.average_gradients(model)
+            if max_grad_norm is not None:
+                accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FAINT = 0.2
+
 
 def _flat(maps: Tensor) -> Tensor:
     return maps.flatten(1)
@@ -33,6 +35,12 @@ def opposition(maps: Tensor, size: Tensor) -> Tensor:
     """
     maps = full_precision(maps)
     return (-maps.mean((1, 2))).relu() / size.clamp_min(_tiny(maps))
+
+
+def faintness(maps: Tensor, size: Tensor) -> Tensor:
+    """How far the mean size of each raw map is below a fifth of ``size``: ``[N]``, in [0, 1]."""
+    maps = full_precision(maps)
+    return (1 - maps.abs().mean((1, 2)) / (FAINT * size).clamp_min(_tiny(maps))).relu()
 
 
 def min_max(maps: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from trompe.budget import Budget
 from trompe.evaluate import placed
 from trompe.explainers import Explainer, Recording
 from trompe.loop import Batches, Loss
-from trompe.maps import full_precision, opposition
+from trompe.maps import faintness, full_precision, opposition
 from trompe.metrics import in_top
 from trompe.models.layers import evaluation_mode
 from trompe.objectives import Maps, Objective
@@ -99,14 +100,14 @@ class StepLoss:
                     total = F.cross_entropy(logits.float(), labels)
                     parts["classification"] = total
                     shares["top1"] = in_top(logits, labels, 1).float().mean()
-                found, opposed = group.losses(forward, indices, images, labels)
+                found, kept_up = group.losses(forward, indices, images, labels)
                 for term, value, success in found:
                     parts[str(term)] = value
                     total = total + factor * term.weight * value
                     successes.append(success)
-                if found:
-                    parts["opposition"] = parts.get("opposition", 0) + opposed
-                    total = total + opposed
+                for name, value in kept_up.items():
+                    parts[name] = parts.get(name, 0) + value
+                    total = total + value
         assert isinstance(total, Tensor)
         if successes:
             shares["success"] = torch.stack(successes).mean()
@@ -122,6 +123,7 @@ class _Group:
     def __init__(
         self, original: nn.Module, terms: list[Term], batches: Batches, folder: Path | None
     ) -> None:
+        self.original = original
         self.terms = terms
         self.batches = batches
         self.explainers = tuple(dict.fromkeys(t.explainer for t in terms))
@@ -134,10 +136,10 @@ class _Group:
 
     def losses(
         self, forward: Recording, indices: Tensor, images: Tensor, labels: Tensor
-    ) -> tuple[list[tuple[Term, Tensor, Tensor]], Tensor]:
-        """Loss and success rate of every term on one recorded batch, and the maps' opposition."""
+    ) -> tuple[list[tuple[Term, Tensor, Tensor]], dict[str, Tensor]]:
+        """Loss and success rate of every term on one recorded batch; opposition and faintness."""
         if not self.terms:
-            return [], images.new_zeros(())
+            return [], {}
         classes = self.terms[0].objective.classes(labels)
         raw = [dict(zip(self.explainers, forward.maps(c), strict=True)) for c in classes]
         heatmaps = [{e: e.heatmap(m) for e, m in target.items()} for target in raw]
@@ -151,12 +153,31 @@ class _Group:
                 losses = term.objective.test_loss(tuple(m.detach() for m in maps), original)
                 fooled = torch.stack([term.objective.fooled(t) for t in losses]).float().mean()
             result.append((term, value, fooled))
-        against = [
-            opposition(maps, processes.mean(full_precision(maps.detach()).abs().mean())).mean()
-            for target in raw
-            for maps in target.values()
-        ]
-        return result, torch.stack(against).sum()
+        attacked = [maps for target in raw for maps in target.values()]
+        against = [opposition(maps, _size(maps)).mean() for maps in attacked]
+        faint = [faintness(*pair).mean() for pair in zip(attacked, self._sizes, strict=True)]
+        return result, {
+            "opposition": torch.stack(against).sum(),
+            "faintness": torch.stack(faint).sum(),
+        }
+
+    @cached_property
+    def _sizes(self) -> list[Tensor]:
+        """The mean size of the original's raw maps on the first batch, also in a resumed run."""
+        _, images, labels = next(self.batches.between(0, 1))
+        images = placed(images, self.original)
+        classes = self.terms[0].objective.classes(labels.to(images.device))
+        with (
+            torch.no_grad(),
+            evaluation_mode(self.original),
+            Recording(self.original, self.explainers) as forward,
+        ):
+            forward(images)
+            return [_size(maps) for c in classes for maps in forward.maps(c)]
+
+
+def _size(maps: Tensor) -> Tensor:
+    return processes.mean(full_precision(maps.detach()).abs().mean())
 
 
 class _OriginalMaps:

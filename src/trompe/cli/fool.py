@@ -100,7 +100,7 @@ def _fool(config: FoolConfig) -> None:
             **config.model_dump(
                 include={
                     *("lr", "schedule", "steps", "batch_size", "fool_batch_size", "seed"),
-                    *("control", "max_accuracy_drop", "precision", "device"),
+                    *("control", "max_accuracy_drop", "max_grad_norm", "precision", "device"),
                     *("checkpoint_every", "gallery", "workers", "quiet"),
                 }
             ),

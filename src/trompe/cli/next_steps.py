@@ -27,17 +27,14 @@ def show_next(results: str, steps: dict[str, str], *, quiet: bool) -> None:
 
 def after_fool(config: FoolConfig, out: Path) -> dict[str, str]:
     """Judge by other explainers; another objective; without a control, one."""
-    other = next(
-        name
-        for name, kind in OBJECTIVES.items()
-        if not kind.on_composites and name not in config.objective
-    )
+    passive = (name for name, kind in OBJECTIVES.items() if not kind.on_composites)
+    other = next((name for name in passive if name not in config.objective), None)
     again = {"config": out / "config.yaml"}
-    steps = {
-        "another objective, all else the same": _command(
+    steps = {}
+    if other:
+        steps["another objective, all else the same"] = _command(
             "fool", **again, objective=other, out=default_out("fool", config.model, other)
         )
-    }
     if config.eval_data is not None:
         steps = {
             "judge it by other explainers": _command(

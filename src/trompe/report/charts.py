@@ -29,7 +29,8 @@ FRAME = Frame()
 BINS = 90  # points of a line over the steps
 BARS = 36  # of a distribution
 # Columns of the history that are no term of the objective.
-FIGURES = {"step", "loss", "classification", "opposition", "success", "top1", "factor", "drop"}
+FIGURES = {"step", "loss", "classification", "opposition", "faintness", "success", "top1"}
+FIGURES |= {"factor", "drop"}
 
 
 @dataclass(frozen=True)
