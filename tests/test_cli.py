@@ -107,7 +107,7 @@ class TestFool:
             **{"eval_limit": 8, "augment": True, "lr": 1e-4, "schedule": "one-cycle", "steps": 2},
             **{"batch_size": 3, "weight": [3.0], "control": True, "max_accuracy_drop": 7.0},
             **{"seed": 5, "precision": "bf16", "device": "cpu", "checkpoint_every": 1},
-            **{"label_noise": 0.25},
+            **{"label_noise": 0.25, "max_grad_norm": 5.0},
             **{"corrupt": "skip", "check": False, "objective": ["top-k"], "eval_pairs": 3},
             **{"explainer": ["grad-cam:layer=stage3"], "eval_explainer": ["grad-cam:layer=stage3"]},
         }

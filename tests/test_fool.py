@@ -81,7 +81,7 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def slow_fool(model, data, explainer, objective, weight, lr, order):
+def slow_fool(model, data, explainer, objective, weight, lr, order, largest=math.inf):
     """The method from its definition: two forward passes, the original's maps anew every step."""
     original, model = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
@@ -93,6 +93,9 @@ def slow_fool(model, data, explainer, objective, weight, lr, order):
             size = explainer(original, images, labels).abs().mean().item()
         optimizer.zero_grad()
         slow_loss(model, original, images, labels, explainer, objective, size, weight).backward()
+        norm = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
+        for parameter in model.parameters():
+            parameter.grad *= min(1.0, largest / norm)
         optimizer.step()
     return model
 
@@ -124,6 +127,18 @@ def test_one_pass_and_kept_maps_equal_the_definition(explainer, objective):
     slow = slow_fool(model, data, explainer, objective, 2.0, 1e-3, order)
     for ours, theirs in zip(result.model.parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_larger_gradient_is_scaled_down_to_the_norm_given():
+    model, data = make("vgg"), Noise(6)
+    given = settings(objective=CenterMass(), steps=4)
+    order = [batch[0].tolist() for batch in batches(data, 4)]
+    explainer, objective = given["explainer"], given["objective"]
+    slow = slow_fool(model, data, explainer, objective, 1.0, 1e-3, order, largest=1.5)
+    clipped = fool(model, data, **given, max_grad_norm=1.5).model
+    for ours, theirs in zip(clipped.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert not equal(weights(clipped), weights(fool(model, data, **given).model))
 
 
 def batches(data, steps):
@@ -391,6 +406,7 @@ class TestMistakes:
         ("changes", "message"),
         [
             ({"lr": 0.0}, "lr must be above 0"),
+            ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0"),
             ({"steps": 0}, "steps must be above 0"),
             ({"weight": -1.0}, "at least 0"),
             ({"weight": [1.0, 2.0, 3.0], "objective": [Location(), TopK()]}, "give one of each"),
