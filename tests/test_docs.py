@@ -13,6 +13,7 @@ from typer.main import get_command
 import trompe.cli.fool
 from trompe.cli import app
 from trompe.config import (
+    AuditConfig,
     EvaluateConfig,
     ExplainConfig,
     FoolConfig,
@@ -26,6 +27,7 @@ from trompe.objectives import parse_objective
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGS = {
+    "audit": AuditConfig,
     "fool": FoolConfig,
     "evaluate": EvaluateConfig,
     "explain": ExplainConfig,
@@ -80,17 +82,20 @@ def parsed(words):
 def fewer(words):
     """A command line with few steps and images."""
     name, *rest = words
-    kept, rest = [name], iter(rest)
-    for word in rest:
-        if word in FEW:
-            next(rest)
-        else:
-            kept.append(word)
     if name in CONFIGS:
         known = {f"--{field.replace('_', '-')}" for field in CONFIGS[name].model_fields}
-        for option in FEW.keys() & known:
-            kept += [option, FEW[option]]
+        few = {option: FEW[option] for option in FEW.keys() & known}
+        kept, rest = [name], iter(rest)
+        for word in rest:
+            if word in few:
+                next(rest)
+            else:
+                kept.append(word)
+        for option, value in few.items():
+            kept += [option, value]
         kept += ["--device", "cpu"]
+    else:
+        kept = words
     return [*kept, "--dry-run"] if name == "reproduce" else kept
 
 
