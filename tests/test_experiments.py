@@ -127,6 +127,7 @@ class TestImageNet:
             assert (cell["data"], cell["eval_data"]) == ("ilsvrc/train", "ilsvrc/val")
             assert cell["augment"]
             assert cell["schedule"] == "constant"
+            assert cell["max_grad_norm"] is None
             assert not cell["control"]
         assert not out.exists()
 

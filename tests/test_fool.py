@@ -67,6 +67,7 @@ def settings(**changes):
         "lr": 1e-3,
         "steps": 6,
         "batch_size": 4,
+        "max_grad_norm": None,
         "device": "cpu",
         "quiet": True,
         **changes,
@@ -135,7 +136,7 @@ def test_a_larger_gradient_is_scaled_down_to_the_norm_given():
     order = [batch[0].tolist() for batch in batches(data, 4)]
     explainer, objective = given["explainer"], given["objective"]
     slow = slow_fool(model, data, explainer, objective, 1.0, 1e-3, order, largest=1.5)
-    clipped = fool(model, data, **given, max_grad_norm=1.5).model
+    clipped = fool(model, data, **{**given, "max_grad_norm": 1.5}).model
     for ours, theirs in zip(clipped.parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert not equal(weights(clipped), weights(fool(model, data, **given).model))

@@ -88,7 +88,7 @@ class FoolConfig(TuneConfig):
     schedule: Literal["constant", "one-cycle"] = Field("constant", description="of the rate")
     steps: int = Field(ge=1, description="optimiser steps")
     max_grad_norm: float | None = Field(
-        None, gt=0, description="scale gradients down to this norm (default: as they are)"
+        1.0, gt=0, description="scale gradients down to this norm; null in YAML: leave them"
     )
     batch_size: int = Field(8, ge=1, description="images per step")
     fool_batch_size: int | None = Field(None, ge=1, description="composites per step (active)")

@@ -94,7 +94,7 @@ def fool(
     eval_explainer: Explainer | Sequence[Explainer] | None = None,
     control: bool = False,
     max_accuracy_drop: float | None = None,
-    max_grad_norm: float | None = None,
+    max_grad_norm: float | None = 1.0,
     run_dir: str | Path | None = None,
     checkpoint_every: int = 200,
     precision: str = "no",
@@ -147,8 +147,8 @@ def fool(
         a part of ``data`` is held out, and the accuracy on it sets λ while the run goes on; see
         `trompe.budget`.
     max_grad_norm
-        Gradients of a larger norm are scaled down to it. Center-mass of a faint map has very
-        large ones.
+        Gradients of a larger norm are scaled down to it; None leaves them, as the paper. Those of
+        a map that grows faint are large enough to undo the classifier.
     control
         Also fine-tune without the explanation terms, same seed and batches: what honest
         fine-tuning changes by itself.
