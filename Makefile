@@ -17,7 +17,7 @@ demo: setup
 
 # One thread per worker: two workers on two cores, and the same numbers on any machine.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .
