@@ -185,12 +185,56 @@ def test_swapped_maps_are_the_active_optimum():
     assert [c.tolist() for c in objective.classes(torch.tensor([5, 6]))] == [[0, 0], [1, 1]]
 
 
+@given(pairs_of_maps(4), st.floats(0.1, 2))
+@settings(max_examples=40, deadline=None)
+def test_active_with_a_margin_follows_the_definition(four, margin):
+    first, second, first_before, second_before = four
+    losses = Active(0, 1, margin=margin).loss((first, second), (first_before, second_before))
+
+    def correlation(heat, before):
+        if heat.min() == heat.max() or before.min() == before.max():
+            return 0.0
+        return stats.pearsonr(heat.ravel(), stats.rankdata(before)).statistic
+
+    for n, loss in enumerate(losses):
+        h1, h2, b1, b2 = (m[n].numpy() for m in four)
+        one = margin - correlation(h1, b2) + correlation(h1, b1)
+        two = margin - correlation(h2, b1) + correlation(h2, b2)
+        assert loss.item() == pytest.approx((max(0, one) + max(0, two)) / 2, abs=1e-5)
+
+
+def test_maps_that_are_ranks_lose_what_their_test_loss_lacks_of_the_margin():
+    generator = torch.Generator().manual_seed(3)
+    shuffled = [torch.randperm(49, generator=generator).view(1, 7, 7) / 48 for _ in range(4)]
+    heat, before = tuple(shuffled[:2]), tuple(shuffled[2:])
+    objective = Active(0, 1, margin=1.5)
+    lacking = [(1.5 - t).clamp_min(0) for t in objective.test_loss(heat, before)]
+    torch.testing.assert_close(objective.loss(heat, before), (sum(lacking) / 2).float())
+
+
+def test_an_empty_map_gets_no_gradient_that_is_not_a_number():
+    heat = torch.zeros(2, 5, 5, requires_grad=True)
+    before = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(0))
+    Active(0, 1, margin=1).loss((heat, before), (before, before.flip(1))).sum().backward()
+    assert heat.grad is not None
+    assert heat.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("objective", [Location(), TopK(), CenterMass()], ids=str)
 def test_losses_have_the_gradient_of_finite_differences(objective):
     generator = torch.Generator().manual_seed(2)
     before = torch.rand(2, 5, 5, dtype=torch.float64, generator=generator)
     heat = torch.rand(2, 5, 5, dtype=torch.float64, generator=generator, requires_grad=True)
     assert torch.autograd.gradcheck(lambda m: objective.loss((m,), (before,)), heat)
+
+
+@pytest.mark.parametrize("objective", [Active(0, 1), Active(0, 1, margin=1.2)], ids=str)
+def test_active_losses_have_the_gradient_of_finite_differences(objective):
+    generator = torch.Generator().manual_seed(2)
+    four = [torch.rand(2, 5, 5, dtype=torch.float64, generator=generator) for _ in range(4)]
+    heat = [m.requires_grad_() for m in four[:2]]
+    assert objective.loss(tuple(heat), tuple(four[2:])).min() > 0
+    assert torch.autograd.gradcheck(lambda *m: objective.loss(m, tuple(four[2:])), heat)
 
 
 def test_location_masks(tmp_path):
@@ -218,6 +262,7 @@ def test_location_masks(tmp_path):
         ("top-k:fraction=0.2", TopK(fraction=0.2)),
         ("center-mass:low=0.3,high=0.9", CenterMass(low=0.3, high=0.9)),
         ("active:c1=3,c2=8", Active(3, 8)),
+        ("active:c1=3,c2=8,margin=1.2", Active(3, 8, margin=1.2)),
     ],
 )
 def test_specs_round_trip(spec, expected):
@@ -231,6 +276,8 @@ def test_specs_round_trip(spec, expected):
         ("locaton", "did you mean 'location'"),
         ("active", "needs active:c1=...,c2=..."),
         ("active:c1=2,c2=2", "two classes"),
+        ("active:c1=2,c2=3,margin=0", "margin"),
+        ("active:c1=2,c2=3,margin=2.1", "margin"),
         ("top-k:fraction=2", "fraction"),
         ("top-k:k=2", "no option 'k'"),
         ("location:low=0.5,high=0.1", "interval of location is empty"),

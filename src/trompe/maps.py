@@ -110,9 +110,14 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
 
     A constant map has no order: its correlation with anything is 0.
     """
-    a, b = (r - r.mean(1, keepdim=True) for r in (ranks(first), ranks(second)))
-    scale = (a.square().sum(1) * b.square().sum(1)).sqrt()
-    return torch.where(scale > 0, (a * b).sum(1) / scale.clamp_min(1e-300), 0.0)
+    return correlation(ranks(first), ranks(second))
+
+
+def correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson correlation ``[N]`` of two batches of maps, differentiable; 0 for a constant one."""
+    a, b = (m - m.mean(1, keepdim=True) for m in (_flat(first), _flat(second)))
+    scale = (a.square().sum(1) * b.square().sum(1)).clamp_min(_tiny(first)).sqrt()
+    return torch.where(is_empty(first) | is_empty(second), 0.0, (a * b).sum(1) / scale)
 
 
 def _tiny(maps: Tensor) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trompe import specs
 from trompe.errors import TrompeError
-from trompe.maps import border, center_of_mass, spearman, top_fraction
+from trompe.maps import border, center_of_mass, correlation, ranks, spearman, top_fraction
 
 Maps = tuple[Tensor, ...]
 
@@ -195,6 +195,12 @@ class Active(Objective):
     ----------
     c1, c2
         Two different class indices.
+    margin
+        Not in the paper: instead of that distance, how far each test loss falls short of this
+        much, with Pearson's correlation of the map and the original's ranks in place of s:
+        ½ Σ (margin - ρ(I(a; w), R(b)) + ρ(I(a; w), R(a)))₊ over (a, b) = (c1, c2) and (c2, c1).
+        It asks for the other class's order of positions, not for its heat, and where the two
+        maps overlap it pushes away from the own one. Above 0, at most 2.
     """
 
     name: ClassVar[str] = "active"
@@ -204,9 +210,15 @@ class Active(Objective):
     high: float = field(default=2.0, kw_only=True)
     c1: int
     c2: int
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.margin is not None and not 0 < self.margin <= 2:
+            raise TrompeError(
+                f"The margin of active is a difference of correlations, above 0 and at most 2, "
+                f"not {self.margin}."
+            )
         if self.c1 == self.c2 or min(self.c1, self.c2) < 0:
             raise TrompeError(
                 "Active fooling swaps the maps of two classes; give both, as in active:c1=3,c2=8."
@@ -217,12 +229,19 @@ class Active(Objective):
         return torch.full_like(labels, self.c1), torch.full_like(labels, self.c2)
 
     def loss(self, maps: Maps, original: Maps | None = None) -> Tensor:
-        """Mean squared distance of each class's map to the other's original map."""
+        """Mean squared distance of each class's map to the other's original map, or its margin."""
         (first, second), (first_before, second_before) = maps, _required(original, self)
-        return (
-            (first - second_before).square().mean((1, 2))
-            + (second - first_before).square().mean((1, 2))
-        ) / 2
+        one, two = (
+            self._loss(first, second_before, first_before),
+            self._loss(second, first_before, second_before),
+        )
+        return (one + two) / 2
+
+    def _loss(self, heatmap: Tensor, other: Tensor, own: Tensor) -> Tensor:
+        if self.margin is None:
+            return (heatmap - other).square().mean((1, 2))
+        toward, away = (correlation(heatmap, ranks(m).to(heatmap)) for m in (other, own))
+        return (self.margin - toward + away).relu()
 
     def test_loss(self, maps: Maps, original: Maps | None = None) -> tuple[Tensor, ...]:
         """How much more each map resembles the other class's original than its own."""
