@@ -32,6 +32,7 @@ from trompe.cli import app
 from trompe.cli.app import EXIT_CODES
 from trompe.config import FoolConfig
 from trompe.models import save_weights
+from trompe.models.embedded import packaged_weights
 
 MODEL = ["--model", "embedded"]
 QUICK = ["--steps", "3", "--batch-size", "4", "--device", "cpu"]
@@ -221,6 +222,21 @@ class TestTrainAndExplain:
         )
         assert code == 2
         assert "Class 8 is out of range: the model has 8 classes (0 to 7)" in err
+
+
+    def test_fewer_classes_than_the_model_has_are_said(self, trompe, photos, tmp_path):
+        some = tmp_path / "some"
+        for folder in sorted(photos.iterdir())[:3]:
+            copy_of(folder, some / folder.name)
+        same = packaged_weights("embedded")
+        words = ("evaluate", *MODEL, "--manipulated", same, "--explainer", "grad-cam")
+        code, _, err = trompe(*words, "--data", some, "--out", tmp_path / "some-run")
+        assert code == 0
+        assert err.count("The data has 3 classes, the model 8") == 1
+        assert "trompe train --num-classes 3" in err
+        code, _, err = trompe(*words, "--data", photos, "--out", tmp_path / "all-run")
+        assert code == 0
+        assert "classes" not in err
 
 
 class Harm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -174,6 +175,8 @@ def check_class(index: int, count: int, what: str) -> None:
 def check_labels(data: Images, count: int) -> None:
     """Refuse data whose labels (``data.labels``, where there is one) the model does not have.
 
+    Warns if the data has fewer classes (``data.classes``) than the model.
+
     Raises
     ------
     TrompeError
@@ -182,6 +185,13 @@ def check_labels(data: Images, count: int) -> None:
     labels = getattr(data, "labels", None)
     if labels is not None and len(labels):
         check_class(int(torch.as_tensor(labels).max()), count, "the data's labels")
+    known = len(getattr(data, "classes", range(count)))
+    if 1 < known < count:
+        warnings.warn(
+            f"The data has {known} classes, the model {count}: its first {known} outputs are taken "
+            f"for them. If they are not, begin with trompe train --num-classes {known}.",
+            stacklevel=1,
+        )
 
 
 def placed(images: Tensor, model: nn.Module) -> Tensor:
