@@ -92,6 +92,17 @@ def imagenette(trompe, out):
     return fooled(trompe, out, *words, "--batch-size", 2, "--gallery", 6)
 
 
+def grid(trompe, out):
+    cells = ["control-densenet121", "location-grad-cam-densenet121", "active-lrp-t-densenet121"]
+    words = ["steps=2", "limit=32", "eval_limit=16", "eval_pairs=3"]
+    options = [("--cells", c) for c in cells] + [("--set", w) for w in words]
+    code, _, err = trompe(
+        *("reproduce", "--scale", "embedded", "--out", out), *(w for pair in options for w in pair)
+    )
+    assert code == 0, err
+    return out
+
+
 LIGHT, DARK = "light", "dark"
 
 
@@ -100,6 +111,7 @@ LIGHT, DARK = "light", "dark"
     [
         (demo, [(1280, LIGHT), (1280, DARK), (400, LIGHT), (400, DARK)]),
         (imagenette, [(1280, DARK), (400, LIGHT)]),
+        (grid, [(1280, LIGHT), (400, DARK)]),
     ],
 )
 def test_a_report_is_sound_in_every_theme_and_width(made, looks, trompe, tmp_path, visit):
