@@ -223,7 +223,6 @@ class TestTrainAndExplain:
         assert code == 2
         assert "Class 8 is out of range: the model has 8 classes (0 to 7)" in err
 
-
     def test_fewer_classes_than_the_model_has_are_said(self, trompe, photos, tmp_path):
         some = tmp_path / "some"
         for folder in sorted(photos.iterdir())[:3]:

@@ -330,7 +330,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            ({"networks": {"one": {}}}, r"networks.one.target: Field required; compare it with"),
+            ({"networks": {"one": {}}}, r"In the grid .*, networks.one.target: Field required"),
             ({"pasive": {}}, r"pasive: Extra inputs are not permitted"),
             ({"control": {"cells": {"three": {}}}}, r"There is no network 'three'; choose from"),
             (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trompe.errors import TrompeError
 
 C = TypeVar("C", bound="Config")
+M = TypeVar("M", bound=BaseModel)
 
 MODEL = "torchvision name, timm:NAME, package.module:factory, path/file.py:factory, or 'embedded'"
 DATA = "image folder (a folder per class), parquet file, folder or glob, hf:NAME, or 'shapes'"
@@ -197,6 +199,24 @@ def read(kind: type[C], path: Path | None, given: dict[str, Any]) -> C:
             known = ", ".join(kind.model_fields)
             raise TrompeError(f"There is no setting '{name}'; known are {known}.") from error
         raise TrompeError(f"{option} can't be {first['input']!r}: {first['msg']}.") from error
+
+
+def read_layout(kind: type[M], file: Traversable, what: str) -> M:
+    """Read a YAML file that lays out many runs: ``what`` is a grid, or a zoo.
+
+    Raises
+    ------
+    TrompeError
+        If the file can't be read, or a part is unknown, missing or out of range.
+    """
+    try:
+        return kind.model_validate(yaml.safe_load(file.read_text()))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TrompeError(f"The {what} '{file}' can't be read as YAML: {error}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise TrompeError(f"In the {what} '{file}', {where}: {first['msg']}.") from error
 
 
 def is_argument(kind: type[Config], name: str) -> bool:

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import nn
 
-from trompe.config import FoolConfig, TrainConfig, filled, read
-from trompe.errors import TrompeError
+from trompe.config import FoolConfig, TrainConfig, filled, read, read_layout
 from trompe.models import LoadedModel, load_model
 
 Settings = dict[str, Any]
@@ -167,7 +166,7 @@ def load_zoo(path: Path | None, data: str | None = None) -> list[Member]:
     TrompeError
         If the file can't be read or a setting can't be used.
     """
-    layout = _read(path)
+    layout = read_layout(Layout, path or files(__package__).joinpath("zoo.yaml"), "zoo")
     networks = [
         list(_members(layout, family, dataset, data or ""))
         for dataset, described in layout.datasets.items()
@@ -258,15 +257,3 @@ def quantised(model: nn.Module, bits: int) -> nn.Module:
 def _weights(model: nn.Module) -> Iterator[nn.Parameter]:
     """Weights of convolutions and linear layers."""
     return (p for p in model.parameters() if p.dim() > 1)
-
-
-def _read(path: Path | None) -> Layout:
-    try:
-        text = (path or files(__package__).joinpath("zoo.yaml")).read_text()
-        return Layout.model_validate(yaml.safe_load(text))
-    except (OSError, yaml.YAMLError) as error:
-        raise TrompeError(f"The zoo '{path}' can't be read as YAML: {error}.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise TrompeError(f"In the zoo '{path}', {where}: {first['msg']}.") from error

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from trompe.config import ELSEWHERE, Config, FoolConfig, TrainConfig, filled, read
+from trompe.config import ELSEWHERE, Config, FoolConfig, TrainConfig, filled, read, read_layout
 from trompe.errors import TrompeError
 from trompe.explainers import parse_explainer
 from trompe.objectives import parse_objective
@@ -226,26 +226,13 @@ def paper() -> dict[str, Any]:
 
 
 def _read(scale: str) -> Layout:
-    if scale in SCALES:
-        text = files(__package__).joinpath(f"{scale}.yaml").read_text()
-    else:
-        try:
-            text = Path(scale).read_text()
-        except OSError as error:
-            raise TrompeError(
-                f"There is no scale '{scale}'; choose {', '.join(SCALES)}, or a YAML file."
-            ) from error
-    try:
-        return Layout.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise TrompeError(f"The grid '{scale}' can't be read as YAML: {error}.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
+    packaged = files(__package__).joinpath(f"{scale}.yaml")
+    file = packaged if scale in SCALES else Path(scale)
+    if not file.is_file():
         raise TrompeError(
-            f"In the grid '{scale}', {where}: {first['msg']}; compare it with embedded.yaml in "
-            "trompe/experiments."
-        ) from error
+            f"There is no scale '{scale}'; choose {', '.join(SCALES)}, or a YAML file."
+        )
+    return read_layout(Layout, file, "grid")
 
 
 def texts(cells: Sequence[Cell], root: Path) -> Iterator[tuple[str, str]]:
