@@ -17,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
@@ -35,8 +34,7 @@ from trompe.evaluate import (
     placed,
 )
 from trompe.explainers import LRP, Explainer, GradCAM, SimpleGrad
-from trompe.loop import Batches, OnStep, accelerator_for, optimise
-from trompe.models import save_weights
+from trompe.loop import Batches, OnStep, accelerator_for, once, optimise
 from trompe.objectives import Objective
 from trompe.step import StepLoss, Term
 
@@ -294,53 +292,44 @@ def _fine_tune(
     quiet: bool,
 ) -> tuple[nn.Module, pd.DataFrame]:
     accelerator = accelerator_for(device, precision)
-    model = copy.deepcopy(original)
-    stem = "" if name == "fool" else f"-{name}"
-    weights = directory and directory / f"weights{stem}.safetensors"
-    table = directory and directory / f"history{stem}.csv"
-    folder = directory and directory / "checkpoints" / name
-    if weights and table and processes.from_main(lambda: weights.exists() and table.exists()):
-        model.load_state_dict(load_file(weights))
-        return model.to(accelerator.device), pd.read_csv(table)
+    model = copy.deepcopy(original).to(accelerator.device)
 
-    model.eval().requires_grad_(True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    scheduler = SCHEDULES[schedule](optimizer, lr, steps)
-    prepared = accelerator.prepare_model(model, evaluation_mode=True)
-    optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
-    loss = StepLoss(original, prepared, terms, batches, fool_batches, folder=folder, budget=budget)
-    rows = optimise(
-        accelerator,
-        prepared,
-        optimizer,
-        loss.sources,
-        loss,
-        steps=steps,
-        title=name,
-        directory=folder,
-        checkpoint_every=checkpoint_every,
-        extra=[*loss.kept, *([budget] if budget else [])],
-        after=partial(budget.check, original, accelerator.unwrap_model(prepared))
-        if budget
-        else None,
-        on_step=on_step,
-        scheduler=scheduler,
-        max_grad_norm=max_grad_norm,
-        quiet=quiet,
-    )
-    tuned = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-    if budget:
-        budget.restore(tuned)
-    for parameter, before in zip(tuned.parameters(), original.parameters(), strict=True):
+    def fit(folder: Path | None) -> pd.DataFrame:
+        model.eval().requires_grad_(True)
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+        scheduler = SCHEDULES[schedule](optimizer, lr, steps)
+        prepared = accelerator.prepare_model(model, evaluation_mode=True)
+        optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
+        loss = StepLoss(
+            original, prepared, terms, batches, fool_batches, folder=folder, budget=budget
+        )
+        rows = optimise(
+            accelerator,
+            prepared,
+            optimizer,
+            loss.sources,
+            loss,
+            steps=steps,
+            title=name,
+            directory=folder,
+            checkpoint_every=checkpoint_every,
+            extra=[*loss.kept, *([budget] if budget else [])],
+            after=partial(budget.check, original, model) if budget else None,
+            on_step=on_step,
+            scheduler=scheduler,
+            max_grad_norm=max_grad_norm,
+            quiet=quiet,
+        )
+        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+        if budget:
+            budget.restore(model)
+        return pd.DataFrame(rows)
+
+    history = once(model, directory, name, fit, suffix="" if name == "fool" else f"-{name}")
+    for parameter, before in zip(model.parameters(), original.parameters(), strict=True):
         parameter.requires_grad_(before.requires_grad)
         parameter.grad = None
-    history = pd.DataFrame(rows)
-    if weights and table and folder and processes.is_main():
-        save_weights(tuned, weights)
-        with rundir.replacing(table) as new:
-            history.to_csv(new, index=False)
-        rundir.remove(folder)
-    return tuned, history
+    return model, history
 
 
 def _terms(

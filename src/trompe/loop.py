@@ -11,16 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from trompe import processes, rundir
 from trompe.data.kept import Kept
 from trompe.errors import TrompeError
+from trompe.models import save_weights
 from trompe.progress import shown
 
 WINDOW = 50
@@ -174,6 +177,41 @@ def optimise(
             if directory is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps):
                 _save(accelerator, model, directory, step + 1)
     return history.rows
+
+
+def once(
+    model: nn.Module,
+    directory: Path | None,
+    name: str,
+    fit: Callable[[Path | None], pd.DataFrame],
+    *,
+    suffix: str = "",
+) -> pd.DataFrame:
+    """Tune ``model`` in place unless ``directory`` holds the result, and return the history.
+
+    Parameters
+    ----------
+    directory
+        Where weights and history are kept and, while ``fit`` runs, ``checkpoints/name``.
+    fit
+        From the directory of checkpoints to the history of a model that is then tuned.
+    suffix
+        Ends the names of both files.
+    """
+    if directory is None:
+        return fit(None)
+    weights, table = directory / f"weights{suffix}.safetensors", directory / f"history{suffix}.csv"
+    if processes.from_main(lambda: weights.exists() and table.exists()):
+        model.load_state_dict(load_file(weights))
+        return pd.read_csv(table)
+    checkpoints = directory / "checkpoints" / name
+    history = fit(checkpoints)
+    if processes.is_main():
+        save_weights(model, weights)
+        with rundir.replacing(table) as new:
+            history.to_csv(new, index=False)
+        rundir.remove(checkpoints)
+    return history
 
 
 class _History:

@@ -13,15 +13,14 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trompe import processes, rundir
 from trompe.errors import TrompeError
 from trompe.evaluate import Images, check_labels, class_count, in_turn, placed
-from trompe.loop import Batches, Loss, OnStep, accelerator_for, optimise
+from trompe.loop import Batches, Loss, OnStep, accelerator_for, once, optimise
 from trompe.metrics import in_top, rate
-from trompe.models import evaluation_mode, save_weights
+from trompe.models import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -90,18 +89,7 @@ def train(
     steps = max(1, math.ceil(len(data) * epochs / batch_size))
 
     def run(directory: Path | None) -> TrainResult:
-        weights = directory and directory / "weights.safetensors"
-        table = directory and directory / "history.csv"
-        if weights and table and weights.exists() and table.exists():
-            model.load_state_dict(load_file(weights))
-            history = pd.read_csv(table)
-        else:
-            history = fit(directory and directory / "checkpoints")
-            if weights and table and directory:
-                save_weights(model, weights)
-                with rundir.replacing(table) as new:
-                    history.to_csv(new, index=False)
-                rundir.remove(directory / "checkpoints")
+        history = once(model, directory, "train", fit)
         top1 = None if eval_data is None else accuracy(model, eval_data, workers=workers)
         if top1 is not None and directory:
             named = dict(zip(("top1", "low", "high"), top1, strict=True))
