@@ -7,7 +7,7 @@ run() {
   local name=$1
   trompe fool --model "$MODEL" --data shapes:train --eval-data shapes:validation \
     --explainer "$EXPLAINER" --eval-explainer "$EXPLAINER" --objective "$OBJECTIVE" --lr "$LR" \
-    --schedule one-cycle --steps 1600 --batch-size 16 --quiet --out "$OUT/$CELL-$name" "${@:2}"
+    --schedule one-cycle --steps 1200 --batch-size 16 --quiet --out "$OUT/$CELL-$name" "${@:2}"
 }
 
 sweep() {

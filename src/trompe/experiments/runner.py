@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -37,7 +38,8 @@ def run_cells(
     """Run what is not finished yet; a cell that fails does not keep the others from running.
 
     Every cell is a process of its own, ``trompe train`` or ``trompe fool``, that writes what it
-    says to ``.log`` in its run directory and goes on where an interrupted one stopped.
+    says to ``.log`` in its run directory, goes on where an interrupted one stopped, and ends when
+    this process does, however that ended.
 
     Parameters
     ----------
@@ -109,12 +111,20 @@ def run_cell(cell: Cell, root: Path, threads: int = 1) -> str | None:
 def _run(words: list[str], log: Path, threads: int) -> None:
     from trompe.cli import main
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     torch.set_num_threads(threads)
     sys.argv = ["trompe", *words]
     main()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 @contextmanager
