@@ -28,6 +28,7 @@ from trompe.errors import TrompeError
 from trompe.explainers import LRP, GradCAM
 from trompe.fool import fool
 from trompe.objectives import Location, TopK
+from trompe.pictures import visible
 from trompe.report import colour_signed, figure, overlay, signed_overlay, write_report
 from trompe.report.charts import distributions, training_charts
 from trompe.report.run import read_run
@@ -111,6 +112,21 @@ def percent(share):
 
 def between(row, measure):
     return f"{100 * row[f'{measure}_low']:.1f}–{100 * row[f'{measure}_high']:.1f}"
+
+
+def test_a_fine_heatmap_is_shown_by_more_than_its_hottest_pixels():
+    fine = torch.linspace(0, 0.1, 100 * 100).view(100, 100)
+    fine[50, :20] = torch.linspace(0.5, 1, 20)
+    shown = visible(fine)
+    assert shown.max() == 1
+    assert (shown == 1).float().mean().item() == pytest.approx(0.02, abs=0.001)
+    cold = fine < 0.05
+    torch.testing.assert_close(shown[cold], fine[cold] / fine.quantile(0.98))
+    spike = torch.zeros(100, 100)
+    spike[3, 4] = 1
+    coarse = torch.rand(14, 14, generator=torch.Generator().manual_seed(0))
+    assert (visible(spike) == spike).all()
+    assert (visible(coarse) == coarse).all()
 
 
 def test_headline_holds_the_numbers_of_the_tables(run):
