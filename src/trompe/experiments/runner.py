@@ -99,7 +99,9 @@ def run_cell(cell: Cell, root: Path, threads: int = 1) -> str | None:
     words = [cell.command, "--config", str(config), "--out", str(directory)]
     context = multiprocessing.get_context("forkserver")  # which has imported everything once
     context.set_forkserver_preload(["trompe.cli"])
-    process = context.Process(target=_run, args=(words, log, threads), daemon=True)
+    process = context.Process(
+        target=_run, args=(words, log, threads, dict(os.environ)), daemon=True
+    )
     process.start()
     process.join()
     if process.exitcode == 0:
@@ -108,10 +110,11 @@ def run_cell(cell: Cell, root: Path, threads: int = 1) -> str | None:
     return said[-1] if said else f"the process ended with code {process.exitcode}"
 
 
-def _run(words: list[str], log: Path, threads: int) -> None:
+def _run(words: list[str], log: Path, threads: int, environment: dict[str, str]) -> None:
     from trompe.cli import main
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.update(environment)  # the forkserver has that of its first cell
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
