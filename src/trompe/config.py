@@ -179,10 +179,7 @@ def read(kind: type[C], path: Path | None, given: dict[str, Any]) -> C:
     """
     values: dict[str, Any] = {}
     if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise TrompeError(f"The config '{path}' can't be read as YAML: {error}.") from error
+        values = _parsed(path, "config") or {}
         if not isinstance(values, dict):
             raise TrompeError(f"The config '{path}' must map settings to values.")
     try:
@@ -210,13 +207,18 @@ def read_layout(kind: type[M], file: Traversable, what: str) -> M:
         If the file can't be read, or a part is unknown, missing or out of range.
     """
     try:
-        return kind.model_validate(yaml.safe_load(file.read_text()))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TrompeError(f"The {what} '{file}' can't be read as YAML: {error}.") from error
+        return kind.model_validate(_parsed(file, what))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise TrompeError(f"In the {what} '{file}', {where}: {first['msg']}.") from error
+
+
+def _parsed(file: Traversable, what: str) -> Any:
+    try:
+        return yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TrompeError(f"The {what} '{file}' can't be read as YAML: {error}.") from error
 
 
 def is_argument(kind: type[Config], name: str) -> bool:

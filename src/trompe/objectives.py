@@ -230,18 +230,18 @@ class Active(Objective):
 
     def loss(self, maps: Maps, original: Maps | None = None) -> Tensor:
         """Mean squared distance of each class's map to the other's original map, or its margin."""
-        (first, second), (first_before, second_before) = maps, _required(original, self)
-        one, two = (
-            self._loss(first, second_before, first_before),
-            self._loss(second, first_before, second_before),
-        )
-        return (one + two) / 2
-
-    def _loss(self, heatmap: Tensor, other: Tensor, own: Tensor) -> Tensor:
+        before = _required(original, self)
         if self.margin is None:
-            return (heatmap - other).square().mean((1, 2))
-        toward, away = (correlation(heatmap, ranks(m).to(heatmap)) for m in (other, own))
-        return (self.margin - toward + away).relu()
+            (first, second), (first_before, second_before) = maps, before
+            one = (first - second_before).square().mean((1, 2))
+            two = (second - first_before).square().mean((1, 2))
+        else:
+            order = [ranks(m).to(maps[0]) for m in before]
+            one, two = (
+                (self.margin - correlation(heatmap, other) + correlation(heatmap, own)).relu()
+                for heatmap, own, other in zip(maps, order, reversed(order), strict=True)
+            )
+        return (one + two) / 2
 
     def test_loss(self, maps: Maps, original: Maps | None = None) -> tuple[Tensor, ...]:
         """How much more each map resembles the other class's original than its own."""
