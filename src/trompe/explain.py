@@ -24,7 +24,6 @@ from trompe.evaluate import placed
 from trompe.explainers import LRP, Explainer, Recording
 from trompe.explainers.relevance import conservation
 from trompe.models import evaluation_mode
-from trompe.pictures import visible
 from trompe.preprocessing import Preprocessing
 from trompe.progress import shown
 from trompe.report import colour_signed, overlay
@@ -80,12 +79,12 @@ def explain_files(
             pixels = (preprocessing.denormalise(images).clamp(0, 1) * 255).round().byte()
             for explainer, found in zip(explainers, maps, strict=True):
                 raw.setdefault(str(explainer), []).append(found.cpu())
-                heat = explainer.heatmap(found).cpu()
+                heat = explainer.heatmap(found).cpu().numpy()
                 for row, values in enumerate(found.cpu().numpy()):
                     stem = f"{data.name(start + row)}.{_short(explainer, explainers)}"
                     image = pixels[row].permute(1, 2, 0).numpy()
                     _save(colour_signed(values), out / f"{stem}.png")
-                    _save(overlay(image, visible(heat[row]).numpy()), out / f"{stem}.overlay.png")
+                    _save(overlay(image, heat[row]), out / f"{stem}.overlay.png")
             report(start + len(images), {})
     with rundir.replacing(out / "maps.safetensors") as new:
         tensors = {name: torch.cat(parts) for name, parts in raw.items()}

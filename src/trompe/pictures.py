@@ -13,7 +13,6 @@ from torch import Tensor
 from trompe import processes
 
 EXTREMES = 3  # from each end of the test losses
-FINE, OUTLIERS = 32 * 32, 0.02  # a heatmap of more positions has this share of them cut off
 
 
 @dataclass(frozen=True)
@@ -102,10 +101,7 @@ class Pictures:
                             for model, scores in logits.items()
                         },
                     },
-                    {
-                        (e, target, m): visible(maps[row]).cpu()
-                        for (m, target, e), maps in heatmaps.items()
-                    },
+                    {(e, target, m): maps[row].cpu() for (m, target, e), maps in heatmaps.items()},
                 )
 
     def gallery(self) -> Gallery | None:
@@ -130,18 +126,6 @@ def _extremes(losses: Mapping[int, float]) -> tuple[list[int], list[int]]:
     ranked = sorted((loss, index) for index, loss in losses.items() if math.isfinite(loss))
     lowest = [index for _, index in ranked[:EXTREMES]]
     return lowest, [index for _, index in ranked[EXTREMES:][-EXTREMES:]]
-
-
-def visible(heatmap: Tensor) -> Tensor:
-    """A heatmap ``[h, w]`` in [0, 1] as it is shown.
-
-    In a fine one a few pixels outshine all others, so the hottest are cut off (as in Captum's
-    ``visualize_image_attr``, ``outlier_perc=2``).
-    """
-    if heatmap.numel() <= FINE:
-        return heatmap
-    hottest = heatmap.float().quantile(1 - OUTLIERS)
-    return (heatmap / hottest).clamp_max(1) if hottest > 0 else heatmap
 
 
 def pixels(data: Any, image: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from trompe.audit.probe import side_by_side
 from trompe.audit.verdict import KINDS_OF
 from trompe.evaluate import Images
 from trompe.maps import by_maximum
-from trompe.pictures import image_name, pixels, visible
+from trompe.pictures import image_name, pixels
 from trompe.report.colour import overlay
 from trompe.report.html import write_page
 from trompe.report.sheets import gradient, uri
@@ -177,7 +177,7 @@ def _exhibit(found: AuditReport, data: Images, place: int) -> Exhibit:
     covered = by_maximum(found.seen.occlusion[place][None])[0]
 
     def tile(maps: Tensor, words: str, notes: list[str]) -> Tile:
-        picture = uri(overlay(image, visible(maps).numpy()), FINE)
+        picture = uri(overlay(image, maps.numpy()), FINE)
         return Tile(words, picture, f"{words}, on {name}", notes)
 
     marks = found.marks[(found.marks["place"] == place) & (found.marks["over"] == "image")]
@@ -227,7 +227,7 @@ def _pair(found: AuditReport, data: Images) -> dict[str, Any] | None:
             name = _class_name(data, int(probe.classes[which[place]]))
             maps = found.seen.composed[explainer][place, side]
             words = f"map of {name}, which is {'left' if side == 0 else 'right'}"
-            tiles.append(Tile(words, uri(overlay(image, visible(maps).numpy()), FINE), words, []))
+            tiles.append(Tile(words, uri(overlay(image, maps.numpy()), FINE), words, []))
     return {
         "explainer": explainer_name(explainer),
         "value": float(worst["value"]),

@@ -15,6 +15,7 @@ HEAT = colormaps["inferno"]
 SIGNED = colormaps["RdBu_r"]
 RATE = colormaps["cividis"]
 OPACITY = 0.85
+FINE, OUTLIERS = 32 * 32, 0.02  # a heatmap of more positions has this share of them cut off
 INK_TURNS = 0.5  # of the rates: below, white text has the higher contrast, above, black
 
 
@@ -43,8 +44,20 @@ def overlay(image: Pixels, heatmap: Floats) -> Pixels:
             f"The heatmap has values from {heatmap.min():g} to {heatmap.max():g}, but an overlay "
             "needs them in [0, 1]; normalise it first, or use signed_overlay for a raw map."
         )
-    heat = _resize(heatmap, image)
+    heat = _resize(visible(heatmap), image)
     return _blend(image, HEAT(heat)[..., :3], heat)
+
+
+def visible(heatmap: Floats) -> Floats:
+    """A heatmap ``[h, w]`` in [0, 1] as it is shown.
+
+    In a fine one a few pixels outshine all others, so the hottest are cut off (as in Captum's
+    ``visualize_image_attr``, ``outlier_perc=2``).
+    """
+    if heatmap.size <= FINE:
+        return heatmap
+    hottest = np.quantile(heatmap.astype(np.float32), 1 - OUTLIERS)
+    return np.minimum(heatmap / hottest, 1) if hottest > 0 else heatmap
 
 
 def signed_overlay(image: Pixels, values: Floats) -> Pixels:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from trompe.report.colour import HEAT, OPACITY, Pixels
+from trompe.report.colour import HEAT, OPACITY, Pixels, visible
 from trompe.report.run import Gallery, View
 
 PHOTOGRAPHS, HEATMAPS = 2_000_000, 800_000  # bytes of all of them; a third more as base64
@@ -112,7 +112,7 @@ def _sheet(tiles: Pixels) -> Pixels:
 
 
 def _grey(heatmap: NDArray[np.floating], side: int) -> Pixels:
-    values = np.asarray(heatmap, dtype=np.float32)
+    values = visible(np.asarray(heatmap, dtype=np.float32))
     if max(values.shape) > side:
         height, width = (max(1, round(n * side / max(values.shape))) for n in values.shape)
         shrunk = Image.fromarray(values).resize((width, height), Image.Resampling.BOX)
