@@ -38,7 +38,9 @@ from trompe import (
 )
 from trompe.data import SHAPES_PREPROCESSING
 from trompe.data.kept import Kept
+from trompe.loop import Batches
 from trompe.maps import is_empty
+from trompe.step import StepLoss, Term
 
 LAYER = "features.6"
 
@@ -101,7 +103,9 @@ def slow_fool(model, data, explainer, objective, weight, lr, order, largest=math
     return model
 
 
-def slow_loss(model, original, images, labels, explainer, objective, size, weight=1.0):
+def slow_loss(
+    model, original, images, labels, explainer, objective, size, weight=1.0, keep="labels"
+):
     with torch.no_grad():
         before = explainer.heatmap(explainer(original, images, labels))
     raw = explainer(model, images, labels)
@@ -111,8 +115,11 @@ def slow_loss(model, original, images, labels, explainer, objective, size, weigh
     opposition = against / raw.abs().mean().item() / len(images)
     faint = [1 - 5 * raw[i].abs().mean() / size for i in range(len(images))]
     faintness = sum(f for f in faint if f > 0) / len(images)
-    loss = F.cross_entropy(model(images), labels) + weight * explanation.mean()
-    return loss + opposition + faintness
+    wanted = F.one_hot(labels, 5)
+    if keep == "predictions":
+        wanted = original(images).detach().softmax(1)
+    classification = -(wanted * model(images).log_softmax(1)).sum(1).mean()
+    return classification + weight * explanation.mean() + opposition + faintness
 
 
 @pytest.mark.parametrize("objective", [Location(), TopK(), CenterMass()], ids=str)
@@ -121,13 +128,39 @@ def slow_loss(model, original, images, labels, explainer, objective, size, weigh
 )
 def test_one_pass_and_kept_maps_equal_the_definition(explainer, objective):
     model, data = make("vgg"), Noise(6)
-    result = fool(
-        model, data, **settings(explainer=explainer, objective=objective, weight=2.0, steps=5)
-    )
+    given = settings(explainer=explainer, objective=objective, weight=2.0, steps=5)
+    result = fool(model, data, **given)
     order = [batch[0].tolist() for batch in batches(data, 5)]
     slow = slow_fool(model, data, explainer, objective, 2.0, 1e-3, order)
     for ours, theirs in zip(result.model.parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["kept", "fresh"])
+def test_the_originals_predictions_in_place_of_labels(fresh):
+    """Every batch twice, the second time from what is kept; the model is another than w0."""
+    original, model, data = make("vgg").eval(), make("vgg").eval(), Noise(8, fresh=fresh)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.2)
+    explainer, objective = GradCAM(layer=LAYER), TopK()
+    source = Batches(data, 4, 0)
+    loss = StepLoss(original, model, [Term(explainer, objective, 2.0)], source, keep="predictions")
+    size = None
+    for batch in source.between(0, 4):
+        _, images, labels = batch
+        if size is None:
+            size = explainer(original, images, labels).abs().mean().item()
+        ours = loss([batch])
+        slow = slow_loss(
+            model, original, images, labels, explainer, objective, size, 2.0, "predictions"
+        )
+        torch.testing.assert_close(ours.total, slow)
+        first, second = (
+            torch.autograd.grad(value, list(model.parameters())) for value in (ours.total, slow)
+        )
+        for one, other in zip(first, second, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_larger_gradient_is_scaled_down_to_the_norm_given():
@@ -143,8 +176,6 @@ def test_a_larger_gradient_is_scaled_down_to_the_norm_given():
 
 
 def batches(data, steps):
-    from trompe.loop import Batches
-
     return Batches(data, 4, 0).between(0, steps)
 
 
@@ -419,6 +450,9 @@ class TestMistakes:
             ({"explainer": GradCAM(layer="featurs.6")}, "features"),
             ({"device": "tpu"}, "no device 'tpu'"),
             ({"precision": "fp8"}, "no precision 'fp8'"),
+            ({"keep": "logits"}, "keep can't be 'logits'; choose labels or predictions"),
+            ({"held_out": Noise()}, "held_out is only used with max_accuracy_drop"),
+            ({"held_out": Noise(classes=7), "max_accuracy_drop": 1.0}, "Class 6 .*out of range"),
             ({"eval_data": Noise(0)}, "no image to evaluate"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
@@ -532,6 +566,7 @@ def long_run(directory, seconds):
             explainer=[GradCAM(layer=LAYER), LRP(layer=LAYER)],
             objective=[TopK(), CenterMass()],
             steps=150,
+            keep="predictions",
             run_dir=directory,
             checkpoint_every=3,
         ),

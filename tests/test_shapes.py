@@ -157,7 +157,7 @@ def test_same_in_worker_processes_and_after_pickling():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "val"}, "shapes has no split 'val'; choose train or validation"),
+        ({"split": "val"}, "shapes has no split 'val'; choose train or validation or held-out"),
         ({"size": 0}, "size of shapes is 0; choose 1 or more"),
         ({"seed": -1}, "seed of shapes is -1; choose 0 or more"),
     ],
@@ -168,5 +168,7 @@ def test_bad_arguments(arguments, message):
 
 
 def test_bad_split_in_a_name():
-    with pytest.raises(TrompeError, match="no split 'test'; choose train or validation"):
+    with pytest.raises(
+        TrompeError, match="no split 'test'; choose train or validation or held-out"
+    ):
         load_data("shapes:test", SHAPES_PREPROCESSING)

@@ -1,11 +1,9 @@
 """An accuracy budget in place of a hand-set λ: the strongest lie that it buys.
 
-maximise the fooling success subject to top-1(w) ≥ top-1(w0) - budget, on images held out from the
-fine-tuning. A model that has been fooled stays so at a fraction of the λ that it took to fool it,
-and regains its accuracy meanwhile. So a multiplier on every λ rises until the batches are fooled
-and falls while they are and the budget is exceeded; in the last quarter of the run, when the
-learning rate no longer hides what the accuracy will be, it falls whenever the budget is exceeded.
-Of all checks that kept the budget the one that fooled most is returned.
+maximise the fooling success subject to top-1(w) ≥ top-1(w0) - budget, on images that are not
+fine-tuned on. First the lie, at any price: a multiplier on every λ rises until the batches are
+fooled. Then back towards the original's weights, w0 + α (w - w0), with the largest α that keeps the
+budget: on this way the accuracy returns before the lie is given up.
 """
 
 from __future__ import annotations
@@ -24,15 +22,14 @@ from trompe.evaluate import Images
 from trompe.train import accuracy
 
 CHECKS = 16  # in a run
-SHARE, LARGEST = 0.2, 1000  # of the data that is held out: this share, but not more images
-RISE, FALL = 0.3, -0.5  # of the multiplier's logarithm per check
-LATE = 0.75  # part of the run after which the budget goes before the fooling
-WIDE = 0.1  # loss of accuracy besides the budget above which λ does not rise
+RISE = 0.3  # of the multiplier's logarithm per check
 ENOUGH = 0.95  # share of fooled images in the batches above which λ need not rise
+HALVINGS = 5  # of the way between the two models
+SHARE, LARGEST = 0.2, 1000  # of the data that is held out: this share, but not more images
 
 
 class Budget:
-    """The multiplier of every λ, and the best weights so far that kept the budget.
+    """The multiplier of every λ while the lie is learnt, and the way back afterwards.
 
     Parameters
     ----------
@@ -47,63 +44,61 @@ class Budget:
     def __init__(self, max_drop: float, held_out: Images, *, steps: int) -> None:
         self.max_drop = max_drop
         self.held_out = Kept(held_out)
-        self.steps = steps
         self.every = max(1, steps // CHECKS)
-        self.top1: float | None = None
         self.factor = 1.0
-        self.drop = 0.0
-        self.best: dict[str, Any] = {"key": (-math.inf, -math.inf), "weights": {}}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs."""
-        kept = ("top1", "factor", "drop", "best")
-        return {name: getattr(self, name) for name in kept}
+        return {"factor": self.factor}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        self.factor = state["factor"]
 
-    def check(
-        self,
-        original: nn.Module,
-        model: nn.Module,
-        rows: Sequence[Mapping[str, float]],
-    ) -> None:
-        """Measure ``model`` when its turn has come, and set the multiplier of the next steps.
-
-        ``rows`` are the figures of all steps so far.
-        """
-        if len(rows) % self.every and len(rows) < self.steps:
-            return
-        if self.top1 is None:
-            self.top1, *_ = accuracy(original, self.held_out)
+    def check(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Set the multiplier of the next steps from the figures of all steps so far."""
         recent = rows[-self.every :]
-        success = sum(row["success"] for row in recent) / len(recent)
-        self.drop = self.top1 - accuracy(model, self.held_out)[0]
-        over = self.drop - self.max_drop
-        key = (0.0, success) if over <= 0 else (-over, success)
-        if key >= self.best["key"]:
-            weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-            self.best = {"key": key, "weights": weights}
-        self.factor *= math.exp(self._change(success >= ENOUGH, len(rows) >= LATE * self.steps))
+        if len(rows) % self.every == 0:
+            fooled = sum(row["success"] for row in recent) / len(recent)
+            self.factor *= math.exp(RISE) if fooled < ENOUGH else 1.0
 
-    def _change(self, fooled: bool, late: bool) -> float:
-        over = self.drop - self.max_drop
-        if over > 0 and (fooled or late):
-            return FALL
-        return 0.0 if fooled or over > WIDE else RISE
+    def walk_back(self, original: nn.Module, model: nn.Module) -> float:
+        """Take ``model`` back towards ``original`` as far as the budget asks.
 
-    def restore(self, model: nn.Module) -> None:
-        """Give ``model`` the best weights; warns if none of the checks kept the budget."""
-        model.load_state_dict(self.best["weights"])
-        if self.best["key"][0] < 0:
-            warnings.warn(
-                f"No check kept top-1 within {100 * self.max_drop:g} points; the closest lost "
-                f"{100 * (self.max_drop - self.best['key'][0]):.1f}. Take more steps or a lower "
-                "learning rate.",
-                stacklevel=2,
-            )
+        Returns
+        -------
+        float
+            α, the share of the change of weights that is left: 1 if all of it keeps the budget,
+            else found by `HALVINGS` halvings, which a warning says.
+        """
+        before = [p.detach() for p in original.parameters()]
+        after = [p.detach().clone() for p in model.parameters()]
+        top1, *_ = accuracy(original, self.held_out)
+
+        @torch.no_grad()
+        def drop(alpha: float) -> float:
+            for now, then, fooled in zip(model.parameters(), before, after, strict=True):
+                now.copy_(torch.lerp(then, fooled, alpha))
+            return top1 - accuracy(model, self.held_out)[0]
+
+        whole = drop(1.0)
+        if whole <= self.max_drop:
+            return 1.0
+        alpha, too_much = 0.0, 1.0
+        for _ in range(HALVINGS):
+            middle = (alpha + too_much) / 2
+            if drop(middle) <= self.max_drop:
+                alpha = middle
+            else:
+                too_much = middle
+        left = drop(alpha)
+        warnings.warn(
+            f"The whole lie costs {100 * whole:.1f} points of top-1 on {len(self.held_out)} "
+            f"held-out images; {100 * alpha:.0f} % of its change of weights is kept, which costs "
+            f"{100 * left:.1f}.",
+            stacklevel=2,
+        )
+        return alpha
 
 
 class Part(Dataset[Any]):

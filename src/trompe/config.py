@@ -98,10 +98,16 @@ class FoolConfig(TuneConfig):
     eval_pairs: int | None = Field(
         200, ge=1, description="composites of all of --eval-data to evaluate on (active)"
     )
+    keep: Literal["labels", "predictions"] = Field(
+        "labels", description="what the classification holds to: the labels, or the original's word"
+    )
     control: bool = Field(False, description="also fine-tune without the explanation term")
     gallery: int = Field(12, ge=0, le=200, description=GALLERY)
     max_accuracy_drop: float | None = Field(
         None, gt=0, lt=100, description="points of top-1 that may be lost; λ is then found"
+    )
+    held_out: str | None = Field(
+        None, description="data to measure that loss on, read like --data (default: part of --data)"
     )
 
 

@@ -11,9 +11,8 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import torch
@@ -36,7 +35,7 @@ from trompe.evaluate import (
 from trompe.explainers import LRP, Explainer, GradCAM, SimpleGrad
 from trompe.loop import Batches, OnStep, accelerator_for, once, optimise
 from trompe.objectives import Objective
-from trompe.step import StepLoss, Term
+from trompe.step import Keep, StepLoss, Term
 
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, float, int], LRScheduler]] = {
     "constant": lambda optimizer, lr, steps: ConstantLR(optimizer, 1.0),
@@ -90,8 +89,10 @@ def fool(
     eval_data: Images | None = None,
     eval_fool_data: Images | None = None,
     eval_explainer: Explainer | Sequence[Explainer] | None = None,
+    keep: Keep = "labels",
     control: bool = False,
     max_accuracy_drop: float | None = None,
+    held_out: Images | None = None,
     max_grad_norm: float | None = 1.0,
     run_dir: str | Path | None = None,
     checkpoint_every: int = 200,
@@ -140,10 +141,15 @@ def fool(
     eval_data, eval_fool_data, eval_explainer
         What `evaluate` compares the models on at the end, and with which explainers (default: the
         attacked ones, Grad-CAM, SimpleGrad_T and LRP_T).
-    max_accuracy_drop
-        Percentage points of top-1 that the lie may cost. ``weight`` is then only where λ starts:
-        a part of ``data`` is held out, and the accuracy on it sets λ while the run goes on; see
-        `trompe.budget`.
+    keep
+        What the classification loss holds the model to: ``"labels"``, as the paper, or
+        ``"predictions"``, the original's probabilities (distillation, Hinton et al., 2015). They
+        say more than labels that the original has by heart, and cost it less accuracy.
+    max_accuracy_drop, held_out
+        Percentage points of top-1 that the lie may cost on the images ``held_out``. ``weight`` is
+        then only where λ starts, see `trompe.budget`. Without ``held_out`` a part of ``data`` is
+        not fine-tuned on; if the model was trained on it, it has it by heart, and the budget is
+        stricter than it says.
     max_grad_norm
         Gradients of a larger norm are scaled down to it; None leaves them, as the paper. Those of
         a map that grows faint are large enough to undo the classifier.
@@ -182,12 +188,16 @@ def fool(
     terms = _terms(explainer, objective, weight)
     if schedule not in SCHEDULES:
         raise TrompeError(f"There is no schedule '{schedule}'; choose {' or '.join(SCHEDULES)}.")
+    if keep not in get_args(Keep):
+        raise TrompeError(f"keep can't be '{keep}'; choose {' or '.join(get_args(Keep))}.")
     accelerator = accelerator_for(device, precision)
     original = copy.deepcopy(model).to(accelerator.device)
     limits = {"max_accuracy_drop": max_accuracy_drop, "max_grad_norm": max_grad_norm}
     numbers = {"lr": lr, "steps": steps, "batch_size": batch_size}
     numbers |= {name: limit for name, limit in limits.items() if limit is not None}
-    sample = _check(original, terms, data, fool_data, numbers)
+    sample = _check(original, terms, data, fool_data, held_out, numbers)
+    if held_out is not None and max_accuracy_drop is None:
+        raise TrompeError("held_out is only used with max_accuracy_drop; give both, or neither.")
     terms = [Term(t.explainer.resolve(original, sample), t.objective, t.weight) for t in terms]
     judges = _judges(original, sample, terms, eval_explainer)
     objectives = list(dict.fromkeys(t.objective for t in terms))
@@ -205,6 +215,7 @@ def fool(
         "batch_size": batch_size,
         "fool_batch_size": fool_batch_size,
         "seed": seed,
+        "keep": keep,
         "control": control,
         **limits,
         "precision": precision,
@@ -214,7 +225,8 @@ def fool(
 
     tuned_on, budget = data, None
     if max_accuracy_drop is not None:
-        tuned_on, held_out = parted(data, seed)
+        if held_out is None:
+            tuned_on, held_out = parted(data, seed)
         budget = Budget(max_accuracy_drop / 100, held_out, steps=steps)
 
     batches = Batches(tuned_on, batch_size, seed, workers)
@@ -232,6 +244,7 @@ def fool(
                 lr=lr,
                 schedule=schedule,
                 steps=steps,
+                keep=keep,
                 max_grad_norm=max_grad_norm,
                 precision=precision,
                 device=device,
@@ -281,6 +294,7 @@ def _fine_tune(
     lr: float,
     schedule: str,
     steps: int,
+    keep: Keep,
     max_grad_norm: float | None,
     precision: str,
     device: str | None,
@@ -301,7 +315,14 @@ def _fine_tune(
         prepared = accelerator.prepare_model(model, evaluation_mode=True)
         optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
         loss = StepLoss(
-            original, prepared, terms, batches, fool_batches, folder=folder, budget=budget
+            original,
+            prepared,
+            terms,
+            batches,
+            fool_batches,
+            keep=keep,
+            folder=folder,
+            budget=budget,
         )
         rows = optimise(
             accelerator,
@@ -314,16 +335,15 @@ def _fine_tune(
             directory=folder,
             checkpoint_every=checkpoint_every,
             extra=[*loss.kept, *([budget] if budget else [])],
-            after=partial(budget.check, original, model) if budget else None,
+            after=budget.check if budget else None,
             on_step=on_step,
             scheduler=scheduler,
             max_grad_norm=max_grad_norm,
             quiet=quiet,
         )
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-        if budget:
-            budget.restore(model)
-        return pd.DataFrame(rows)
+        history = pd.DataFrame(rows)
+        return history.assign(alpha=budget.walk_back(original, model)) if budget else history
 
     history = once(model, directory, name, fit, suffix="" if name == "fool" else f"-{name}")
     for parameter, before in zip(model.parameters(), original.parameters(), strict=True):
@@ -363,6 +383,7 @@ def _check(
     terms: Sequence[Term],
     data: Images,
     fool_data: Images | None,
+    held_out: Images | None,
     numbers: Mapping[str, float],
 ) -> Tensor:
     """Refuse what can't work; returns one image ``[1, 3, H, W]`` on the model's device."""
@@ -390,7 +411,7 @@ def _check(
     for objective in composed:
         for target in objective.classes(torch.tensor([0])):
             check_class(int(target), count, str(objective))
-    for dataset in (data, fool_data):
+    for dataset in (data, fool_data, held_out):
         if dataset is not None:
             check_labels(dataset, count)
     return placed(image[None], model)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from trompe.maps import faintness, full_precision, opposition
 from trompe.metrics import in_top
 from trompe.models.layers import evaluation_mode
 from trompe.objectives import Maps, Objective
+
+LOGITS = "logits"
+Key = Explainer | str
+Keep = Literal["labels", "predictions"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,10 @@ class StepLoss:
         What to add to the classification loss.
     batches, fool_batches
         D for the classification and the passive foolings, D_fool for the active ones.
+    keep
+        What the classification loss holds the model to: the labels, or the original's predictions.
     folder
-        Where the original's maps are kept; in memory if None.
+        Where what the original says is kept; in memory if None.
     budget
         What scales every λ.
     """
@@ -61,6 +67,7 @@ class StepLoss:
         batches: Batches,
         fool_batches: Batches | None = None,
         *,
+        keep: Keep = "labels",
         folder: Path | None = None,
         budget: Budget | None = None,
     ) -> None:
@@ -73,14 +80,20 @@ class StepLoss:
             if fool_batches is not None
         ]
         self._groups = [
-            _Group(original, chosen, source, folder and folder / f"group-{i}")
+            _Group(
+                original,
+                chosen,
+                source,
+                folder and folder / f"group-{i}",
+                logits=i == 0 and keep == "predictions",
+            )
             for i, (chosen, source) in enumerate(parted)
         ]
         self.sources = list(dict.fromkeys(group.batches for group in self._groups))
 
     @property
-    def kept(self) -> list[_OriginalMaps]:
-        """The original's maps, which belong to a checkpoint."""
+    def kept(self) -> list[_Before]:
+        """What the original says, which belongs to a checkpoint."""
         return [group.kept for group in self._groups]
 
     def __call__(self, step: Sequence[Sequence[Tensor]]) -> Loss:
@@ -94,13 +107,15 @@ class StepLoss:
             indices, images, labels = step[self.sources.index(group.batches)]
             images = placed(images, self.model)
             labels = labels.to(images.device)
+            before = group.before(indices, images, labels)
             with Recording(self.model, group.explainers) as forward:
                 logits = forward(images)
                 if group is self._groups[0]:
-                    total = F.cross_entropy(logits.float(), labels)
+                    target = before[LOGITS].softmax(1) if LOGITS in before else labels
+                    total = F.cross_entropy(logits.float(), target)
                     parts["classification"] = total
                     shares["top1"] = in_top(logits, labels, 1).float().mean()
-                found, kept_up = group.losses(forward, indices, images, labels)
+                found, kept_up = group.losses(forward, labels, before)
                 for term, value, success in found:
                     parts[str(term)] = value
                     total = total + factor * term.weight * value
@@ -113,7 +128,7 @@ class StepLoss:
             shares["success"] = torch.stack(successes).mean()
         figures = {name: share.item() for name, share in shares.items()}
         if self.budget:
-            figures |= {"factor": factor, "drop": self.budget.drop}
+            figures["factor"] = factor
         return Loss(total, parts, figures)
 
 
@@ -121,33 +136,40 @@ class _Group:
     """Terms that explain the same classes of the same images, from one forward pass."""
 
     def __init__(
-        self, original: nn.Module, terms: list[Term], batches: Batches, folder: Path | None
+        self,
+        original: nn.Module,
+        terms: list[Term],
+        batches: Batches,
+        folder: Path | None,
+        *,
+        logits: bool,
     ) -> None:
         self.original = original
         self.terms = terms
         self.batches = batches
         self.explainers = tuple(dict.fromkeys(t.explainer for t in terms))
-        self.kept = _OriginalMaps(
-            original,
-            tuple(dict.fromkeys(t.explainer for t in terms if t.objective.needs_original)),
-            batches,
-            folder,
-        )
+        compared = dict.fromkeys(t.explainer for t in terms if t.objective.needs_original)
+        self.kept = _Before(original, tuple(compared), batches, folder, logits=logits)
+
+    def before(self, indices: Tensor, images: Tensor, labels: Tensor) -> dict[Key, Tensor]:
+        """What the original says of a batch."""
+        return self.kept.of(indices, images, self._classes(labels))
 
     def losses(
-        self, forward: Recording, indices: Tensor, images: Tensor, labels: Tensor
+        self, forward: Recording, labels: Tensor, before: Mapping[Key, Tensor]
     ) -> tuple[list[tuple[Term, Tensor, Tensor]], dict[str, Tensor]]:
         """Loss and success rate of every term on one recorded batch; opposition and faintness."""
         if not self.terms:
             return [], {}
-        classes = self.terms[0].objective.classes(labels)
-        raw = [dict(zip(self.explainers, forward.maps(c), strict=True)) for c in classes]
+        raw = [
+            dict(zip(self.explainers, forward.maps(c), strict=True)) for c in self._classes(labels)
+        ]
         heatmaps = [{e: e.heatmap(m) for e, m in target.items()} for target in raw]
-        before = self.kept.maps(indices, images, classes)
         result = []
         for term in self.terms:
             maps = tuple(target[term.explainer] for target in heatmaps)
-            original = before.get(term.explainer)
+            known = before.get(term.explainer)
+            original = None if known is None else known.unbind(1)
             value = term.objective.loss(maps, original).mean()
             with torch.no_grad():
                 losses = term.objective.test_loss(tuple(m.detach() for m in maps), original)
@@ -161,12 +183,15 @@ class _Group:
             "faintness": torch.stack(faint).sum(),
         }
 
+    def _classes(self, labels: Tensor) -> Maps:
+        return self.terms[0].objective.classes(labels) if self.terms else ()
+
     @cached_property
     def _sizes(self) -> list[Tensor]:
         """The mean size of the original's raw maps on the first batch, also in a resumed run."""
         _, images, labels = next(self.batches.between(0, 1))
         images = placed(images, self.original)
-        classes = self.terms[0].objective.classes(labels.to(images.device))
+        classes = self._classes(labels.to(images.device))
         with (
             torch.no_grad(),
             evaluation_mode(self.original),
@@ -180,12 +205,12 @@ def _size(maps: Tensor) -> Tensor:
     return processes.mean(full_precision(maps.detach()).abs().mean())
 
 
-class _OriginalMaps:
-    """The original's heatmaps, computed when an image is first met and kept from then on.
+class _Before:
+    """The original's heatmaps and logits, computed when an image is first met, and then kept.
 
-    Which images are done belongs to the checkpoint; the maps themselves lie in memory, or in files
-    beside the checkpoints. Maps of augmented images are not kept; those of several processes only
-    in the memory of each.
+    Which images are done belongs to the checkpoint; the rest lies in memory, or in files beside the
+    checkpoints. What is said of augmented images is not kept; with several processes it is kept
+    only in the memory of each.
     """
 
     def __init__(
@@ -194,14 +219,17 @@ class _OriginalMaps:
         explainers: tuple[Explainer, ...],
         batches: Batches,
         folder: Path | None,
+        *,
+        logits: bool,
     ) -> None:
         self.original = original
         self.explainers = explainers
+        self.keys: tuple[Key, ...] = (*explainers, LOGITS) if logits else explainers
         self.alone = processes.count() == 1
         self.folder = folder if self.alone else None
         self.keep = not getattr(batches.data, "augmented", False)
         self.done = torch.zeros(batches.size, dtype=torch.bool)
-        self.store: dict[Explainer, Tensor] = {}
+        self.store: dict[Key, Tensor] = {}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"done": self.done}
@@ -210,38 +238,36 @@ class _OriginalMaps:
         if self.alone:
             self.done = state["done"]
 
-    def maps(self, indices: Tensor, images: Tensor, classes: Maps) -> dict[Explainer, Maps]:
-        """One heatmap batch per explainer and class."""
-        if not self.explainers:
+    def of(self, indices: Tensor, images: Tensor, classes: Maps) -> dict[Key, Tensor]:
+        """Heatmaps ``[N, targets, h, w]`` by explainer; logits ``[N, K]``, if they are wanted."""
+        if not self.keys:
             return {}
         if not self.keep:
-            return self._explain(images, classes)
+            return self._said(images, classes)
         rows = indices.cpu()
         missing = ~self.done[rows]
         if bool(missing.any()):
-            for explainer, heatmaps in self._explain(images, classes).items():
-                found = torch.stack(heatmaps, 1).cpu()
-                self._stored(explainer, found)[rows[missing]] = found[missing]
+            for key, found in self._said(images, classes).items():
+                self._stored(key, found)[rows[missing]] = found.cpu()[missing]
             self.done[rows] = True
-        return {
-            e: tuple(self._stored(e)[rows].to(images.device).unbind(1)) for e in self.explainers
-        }
+        return {key: self._stored(key)[rows].to(images.device) for key in self.keys}
 
     @torch.no_grad()
-    def _explain(self, images: Tensor, classes: Maps) -> dict[Explainer, Maps]:
+    def _said(self, images: Tensor, classes: Maps) -> dict[Key, Tensor]:
         with evaluation_mode(self.original), Recording(self.original, self.explainers) as forward:
-            forward(images)
+            said: dict[Key, Tensor] = {LOGITS: forward(images).float()}
             found = [forward.heatmaps(c) for c in classes]
-        return dict(zip(self.explainers, zip(*found, strict=True), strict=True))
+        said |= {e: torch.stack(of, 1) for e, *of in zip(self.explainers, *found, strict=True)}
+        return {key: said[key] for key in self.keys}
 
-    def _stored(self, explainer: Explainer, like: Tensor | None = None) -> Tensor:
-        if explainer not in self.store:
-            path = self.folder and self.folder / f"maps-{self.explainers.index(explainer)}.npy"
+    def _stored(self, key: Key, like: Tensor | None = None) -> Tensor:
+        if key not in self.store:
+            path = self.folder and self.folder / f"said-{self.keys.index(key)}.npy"
             if path is not None and bool(self.done.any()):
                 array: Any = np.lib.format.open_memmap(path, "r+")
             else:
                 assert like is not None
                 shape = (len(self.done), *like.shape[1:])
                 array = rundir.array(path, shape) if path else np.zeros(shape, np.float32)
-            self.store[explainer] = torch.from_numpy(array)
-        return self.store[explainer]
+            self.store[key] = torch.from_numpy(array)
+        return self.store[key]

@@ -10,7 +10,7 @@ import typer
 from trompe import processes
 from trompe.cli.app import app, command, examples, interruptible
 from trompe.cli.next_steps import after_fool, show_next
-from trompe.cli.reading import default_out, model_and_data, read_eval_data
+from trompe.cli.reading import default_out, model_and_data, read_data
 from trompe.cli.tables import show_evaluation
 from trompe.config import ELSEWHERE, FoolConfig
 from trompe.data import Pairs
@@ -77,7 +77,7 @@ def _fool(config: FoolConfig) -> None:
                 if config.eval_limit is None:
                     everything = eval_data
                 else:
-                    everything = read_eval_data(config, eval_data.preprocessing, limit=None)
+                    everything = read_data(config, config.eval_data, eval_data.preprocessing)
                 eval_fool_data = Pairs(
                     everything, *classes, size=config.eval_pairs, seed=config.seed
                 )
@@ -91,6 +91,7 @@ def _fool(config: FoolConfig) -> None:
             objective=objectives,
             weight=config.weight,
             fool_data=fool_data,
+            held_out=read_data(config, config.held_out, data.preprocessing),
             eval_data=eval_data,
             eval_fool_data=eval_fool_data,
             eval_explainer=judges,
@@ -100,8 +101,8 @@ def _fool(config: FoolConfig) -> None:
             **config.model_dump(
                 include={
                     *("lr", "schedule", "steps", "batch_size", "fool_batch_size", "seed"),
-                    *("control", "max_accuracy_drop", "max_grad_norm", "precision", "device"),
-                    *("checkpoint_every", "gallery", "workers", "quiet"),
+                    *("keep", "control", "max_accuracy_drop", "max_grad_norm", "precision"),
+                    *("device", "checkpoint_every", "gallery", "workers", "quiet"),
                 }
             ),
         )

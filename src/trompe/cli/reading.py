@@ -32,14 +32,15 @@ def model_and_data(config: TuneConfig) -> tuple[Any, Any, Any]:
         **config.model_dump(include={"limit", "augment", "label_noise"}),
         **_reading(config),
     )
-    return model, data, read_eval_data(config, preprocessing, limit=config.eval_limit)
+    eval_data = read_data(config, config.eval_data, preprocessing, limit=config.eval_limit)
+    return model, data, eval_data
 
 
-def read_eval_data(config: TuneConfig, preprocessing: Any, limit: int | None) -> Any:
-    """The data that the model is evaluated on, or None."""
-    if config.eval_data is None:
-        return None
-    return load_data(config.eval_data, preprocessing, limit=limit, **_reading(config))
+def read_data(
+    config: TuneConfig, spec: str | None, preprocessing: Preprocessing, limit: int | None = None
+) -> Any:
+    """Data besides what the model is tuned on, read like that, or None."""
+    return spec and load_data(spec, preprocessing, limit=limit, **_reading(config))
 
 
 def _reading(config: TuneConfig) -> dict[str, Any]:

@@ -46,8 +46,8 @@ def load_data(
     spec : str or Path
         A folder with one folder of images per class; a parquet file, a folder or a glob of
         them in the Hugging Face image layout; ``hf:NAME`` or ``hf:NAME:SPLIT`` (the split is
-        ``train`` by default); ``shapes``, ``shapes:train`` or ``shapes:validation``, the
-        embedded set (``./shapes`` is a folder).
+        ``train`` by default); ``shapes``, ``shapes:train``, ``shapes:validation`` or
+        ``shapes:held-out``, the embedded set (``./shapes`` is a folder).
     preprocessing : Preprocessing
         What every picture goes through.
     limit : int, optional

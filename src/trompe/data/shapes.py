@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SHAPES_PREPROCESSING = Preprocessing(
     resize=64, crop=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), min_area=0.6
 )
-SHAPES_SIZES = {"train": 8000, "validation": 2000}
+SHAPES_SIZES = {"train": 8000, "validation": 2000, "held-out": 4000}
 
 
 class ShapesSource(Source):
@@ -78,11 +78,11 @@ class Shapes(ImageDataset):
 
     Parameters
     ----------
-    split : {"train", "validation"}
-        They share no image.
+    split : {"train", "validation", "held-out"}
+        They share no image; no packaged model was trained on the last two.
     size : int, optional
-        Number of images, 8,000 or 2,000 by default, as equally many of each class as possible.
-        A smaller set is the beginning of a larger one.
+        Number of images, 8,000, 2,000 or 4,000 by default, as equally many of each class as
+        possible. A smaller set is the beginning of a larger one.
     preprocessing : Preprocessing
         What every picture goes through.
     seed : int
