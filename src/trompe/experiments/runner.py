@@ -48,8 +48,8 @@ def run_cells(
     root
         The directory of all run directories; on all machines the same, if there are many.
     jobs
-        Cells at a time on this machine, each with its share of the processor cores; by default one
-        per GPU, or per core without any.
+        Cells at a time on this machine, each with its share of the processor cores unless
+        OMP_NUM_THREADS says otherwise; by default one per GPU, or per core without any.
     ray
         Address of a Ray cluster (``"auto"``, ``"local"`` or ``HOST:PORT``) to run them on instead.
     report
@@ -118,7 +118,8 @@ def _run(words: list[str], log: Path, threads: int, environment: dict[str, str])
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-    torch.set_num_threads(threads)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads)
     sys.argv = ["trompe", *words]
     main()
 
