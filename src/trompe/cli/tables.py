@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from trompe.cli.app import console
 from trompe.evaluate import CONTROL, MANIPULATED
 from trompe.experiments import Results
-from trompe.report.words import network_name, points
+from trompe.report.words import points
 
 MOST_ROWS = 12
 
@@ -91,7 +91,7 @@ def show_grid(results: Results) -> None:
         lost = accuracy.loc[row["cell"]]
         target = "" if row["target"] == "label" else f", {row['target']}"
         shown.add_row(
-            network_name(row["network"]),
+            row["network"],
             row["objective"] + target,
             row["attacked"],
             percent(row["fsr"]) if row["finished"] else "not run",
