@@ -435,7 +435,8 @@ def test_an_honest_model_is_not_repaired(trompe, tmp_path):
     again = package.load_model("embedded", tmp_path / "out" / "weights.safetensors").model
     original = package.load_model("embedded").model
     assert torch.equal(again.classifier.weight, original.classifier.weight)
-    code, _, wrong = trompe("repair", "embedded", "--data", "shapes", "--limit", "20")
+    few = ["repair", "embedded", "--data", "shapes", "--limit", "20"]
+    code, _, wrong = trompe(*few, "--out", tmp_path / "few")
     assert code == 2
     assert "at least 132 images" in wrong
 
