@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.runs import IMAGE, QUOTES, SCRIPT, make_run
-from trompe.report import overlay, write_report
+from trompe.report import overlay, signed_overlay, write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-core")
@@ -204,11 +204,22 @@ def test_divider_and_choices_show_the_heatmap_of_the_model_and_explainer(drawn, 
     assert nearest(shot(stage), pictures) == ("lrp:layer=layer4", "original")
     page.locator("input[name=opacity]").focus()
     page.keyboard.press("Home")
-    images = load_file(drawn / "evaluation" / "gallery.safetensors")["images"]
+    gallery = load_file(drawn / "evaluation" / "gallery.safetensors")
+    images = gallery["images"]
     size = mixed.shape[1], mixed.shape[0]
     bare = np.asarray(Image.fromarray(images[number]).resize(size, Image.Resampling.BILINEAR))
     brightness = inner(shot(stage)).mean(2) - inner(bare).mean(2)
     assert np.abs(brightness).mean() < 6
+
+    page.keyboard.press("End")
+    page.locator("input[name=colours][value=signed]").check()
+    assert page.locator(".of-signed").is_visible()
+    signed = gallery["lrp:layer=layer4|label|original|signed"][number]
+    pictures["signed"] = signed_overlay(bare, signed.astype(np.float64)).astype(int)
+    assert nearest(shot(stage), pictures) == "signed"
+    assert show(view=0) == ("grad-cam", "original")
+    assert not page.locator(".of-signed").is_visible()
+    assert not page.get_by_text("For and against").is_visible()
     assert not page.faults
 
 

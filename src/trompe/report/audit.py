@@ -106,7 +106,7 @@ def write_audit(directory: Path, found: AuditReport, data: Images) -> Path:
         weights=found.weights.nlargest(LAYERS, "change").to_dict("records"),
         weights_total=len(found.weights),
         drift=found.weight_drift,
-        heat=gradient(),
+        heat=gradient("heat"),
         **_repetition(directory),
     )
 
