@@ -9,7 +9,6 @@ from typing import Any
 from rich.text import Text
 
 from trompe.cli.app import console
-from trompe.cli.reading import default_out
 from trompe.config import Config, EvaluateConfig, ExplainConfig, FoolConfig, TrainConfig
 from trompe.evaluate import MANIPULATED, ORIGINAL, Evaluation
 from trompe.objectives import OBJECTIVES
@@ -50,7 +49,7 @@ def after_fool(config: FoolConfig, out: Path, evaluation: Evaluation | None) -> 
         )
     if other:
         steps["another objective, all else the same"] = _command(
-            "fool", **again, objective=other, out=default_out("fool", config.model, other)
+            "fool", **again, objective=other, out=f"{out}-{other}"
         )
     if config.eval_data is None:
         steps["measure it on images it was not tuned on"] = _command(
