@@ -325,7 +325,7 @@ def test_the_command_finds_a_fooled_model_and_acquits_an_honest_one(fooled, trom
         assert len(pd.read_csv(out / "evidence" / "weights.csv")) > 20
         page = (out / "report.html").read_text()
         assert 'src="data:image/webp' in page
-        assert "<script" not in page
+        assert page.count("<script") == 1
         assert "http" not in page.replace("http-equiv", "")
     alone = [rates[name].loc["alone", "total"] for name in ("weights", "weights-control")]
     assert alone[0] > alone[1]

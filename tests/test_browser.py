@@ -12,6 +12,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.runs import IMAGE, QUOTES, SCRIPT, make_run
+from trompe import Shapes
+from trompe.models.embedded import packaged_weights
 from trompe.report import overlay, signed_overlay, write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
@@ -103,6 +105,19 @@ def grid(trompe, out):
     return out
 
 
+def audit(trompe, out):
+    """The audit of a model against itself, on files and a class with hostile names."""
+    photos, images = out.parent / "photos" / IMAGE, Shapes("validation", size=16)
+    photos.mkdir(parents=True)
+    for row in range(16):
+        images.picture(row).save(photos / f"{row}{IMAGE}.png")
+    words = ["embedded", "--reference", packaged_weights("embedded"), "--data", photos.parent]
+    words += ["--explainer", "grad-cam", "--explainer", "lrp-t", "--out", out, "--quiet"]
+    code, _, err = trompe("audit", *words)
+    assert code == 0, err
+    return out
+
+
 LIGHT, DARK = "light", "dark"
 
 
@@ -112,6 +127,7 @@ LIGHT, DARK = "light", "dark"
         (demo, [(1280, LIGHT), (1280, DARK), (400, LIGHT), (400, DARK)]),
         (imagenette, [(1280, DARK), (400, LIGHT)]),
         (grid, [(1280, LIGHT), (400, DARK)]),
+        (audit, [(1280, DARK), (400, LIGHT)]),
     ],
 )
 def test_a_report_is_sound_in_every_theme_and_width(made, looks, trompe, tmp_path, visit):
@@ -126,6 +142,9 @@ def test_a_report_is_sound_in_every_theme_and_width(made, looks, trompe, tmp_pat
 def check_sound(page):
     """No fault, nothing wider than the page, nothing that axe-core calls serious."""
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    slivers = "[...document.querySelectorAll('th, td')].filter(e => e.innerText.length > 12"
+    slivers += " && e.offsetWidth && e.offsetWidth < 40).map(e => e.innerText)"
+    assert page.evaluate(slivers) == []
     found = axe.Axe().run(page).response["violations"]
     serious = [fault for fault in found if fault["impact"] in ("serious", "critical")]
     assert not serious, json.dumps(serious, indent=1)[:3000]

@@ -85,7 +85,8 @@ def show_conservation(name: str, table: Any) -> None:
 
 def show_grid(results: Results) -> None:
     """Each cell of the grid, explained by what it attacked."""
-    shown = Table("network", "objective", "attacked", "fooled %", "paper", "top-1", "paper")
+    columns = ("network", "objective", "attacked", "fooled %", "paper", "top-1", "paper")
+    shown = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     accuracy = results.accuracy.set_index("cell")
     for row in results.rates[results.rates["on_diagonal"]].to_dict("records"):
         lost = accuracy.loc[row["cell"]]

@@ -76,12 +76,16 @@ def headline(results: Results) -> str:
     for section, name in (("passive", "Passive"), ("active", "active")):
         rows = rates[rates["section"] == section]
         if len(rows):
-            low, high = words.percent(rows["fsr"].min()), words.percent(rows["fsr"].max())
-            parts.append(f"{name} fooling succeeds on {low} to {high} of images")
+            reached = _between(words.percent(rows["fsr"].min()), words.percent(rows["fsr"].max()))
+            parts.append(f"{name} fooling succeeds on {reached} of images")
     drop = results.accuracy["drop"]
-    parts.append(f"top-1 changes by {words.points(-drop.max())} to {words.points(-drop.min())}")
-    sentence = "; ".join(parts) + " points."
+    changes = _between(words.points(-drop.max()), words.points(-drop.min()))
+    sentence = "; ".join([*parts, f"top-1 changes by {changes} points."])
     return sentence[0].upper() + sentence[1:]
+
+
+def _between(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
 
 
 def _summary(results: Results) -> str:
