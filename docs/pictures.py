@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 SHOTS = {
     "report-wide": (1280, "light", "header, .exhibit"),
     "report-gallery": (1280, "dark", ".gallery"),
-    "report-narrow": (400, "light", "header, .exhibit"),
+    "report-narrow": (400, "light", "header, .exhibit .tiles"),
 }
 
 
@@ -27,7 +27,7 @@ def shoot(page: Page, selector: str) -> Image.Image:
     """The part of a page from the first to the last element of a selector, at most 990 high."""
     boxes = [box for one in page.locator(selector).all() if (box := one.bounding_box())]
     top = max(0, min(box["y"] for box in boxes) - 24)
-    bottom = min(max(box["y"] + box["height"] for box in boxes) + 24, top + 990)
+    bottom = min(max(box["y"] + box["height"] for box in boxes) + 12, top + 990)
     assert page.viewport_size is not None
     clip = {"x": 0, "y": top, "width": page.viewport_size["width"], "height": bottom - top}
     shot = page.screenshot(full_page=True, clip=clip)

@@ -103,6 +103,8 @@ def make_run(
             maps["manipulated"] = mixed.astype(np.float16)
         for model, drawn in maps.items():
             tensors[f"{explainer}|label|{model}"] = drawn
+            if not attacked:
+                tensors[f"{explainer}|label|{model}|signed"] = 2 * drawn[::-1] - 1
             if model == "original":
                 continue
             loss = ((drawn.astype(float) - border) ** 2).mean((1, 2))

@@ -325,7 +325,7 @@ def test_the_command_finds_a_fooled_model_and_acquits_an_honest_one(fooled, trom
         assert len(pd.read_csv(out / "evidence" / "weights.csv")) > 20
         page = (out / "report.html").read_text()
         assert 'src="data:image/webp' in page
-        assert "<script" not in page
+        assert page.count("<script") == 1
         assert "http" not in page.replace("http-equiv", "")
     alone = [rates[name].loc["alone", "total"] for name in ("weights", "weights-control")]
     assert alone[0] > alone[1]
@@ -435,7 +435,8 @@ def test_an_honest_model_is_not_repaired(trompe, tmp_path):
     again = package.load_model("embedded", tmp_path / "out" / "weights.safetensors").model
     original = package.load_model("embedded").model
     assert torch.equal(again.classifier.weight, original.classifier.weight)
-    code, _, wrong = trompe("repair", "embedded", "--data", "shapes", "--limit", "20")
+    few = ["repair", "embedded", "--data", "shapes", "--limit", "20"]
+    code, _, wrong = trompe(*few, "--out", tmp_path / "few")
     assert code == 2
     assert "at least 132 images" in wrong
 

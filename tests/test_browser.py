@@ -12,7 +12,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.runs import IMAGE, QUOTES, SCRIPT, make_run
-from trompe.report import overlay, write_report
+from trompe import Shapes
+from trompe.models.embedded import packaged_weights
+from trompe.report import overlay, signed_overlay, write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-core")
@@ -103,6 +105,19 @@ def grid(trompe, out):
     return out
 
 
+def audit(trompe, out):
+    """The audit of a model against itself, on files and a class with hostile names."""
+    photos, images = out.parent / "photos" / IMAGE, Shapes("validation", size=16)
+    photos.mkdir(parents=True)
+    for row in range(16):
+        images.picture(row).save(photos / f"{row}{IMAGE}.png")
+    words = ["embedded", "--reference", packaged_weights("embedded"), "--data", photos.parent]
+    words += ["--explainer", "grad-cam", "--explainer", "lrp-t", "--out", out, "--quiet"]
+    code, _, err = trompe("audit", *words)
+    assert code == 0, err
+    return out
+
+
 LIGHT, DARK = "light", "dark"
 
 
@@ -112,6 +127,7 @@ LIGHT, DARK = "light", "dark"
         (demo, [(1280, LIGHT), (1280, DARK), (400, LIGHT), (400, DARK)]),
         (imagenette, [(1280, DARK), (400, LIGHT)]),
         (grid, [(1280, LIGHT), (400, DARK)]),
+        (audit, [(1280, DARK), (400, LIGHT)]),
     ],
 )
 def test_a_report_is_sound_in_every_theme_and_width(made, looks, trompe, tmp_path, visit):
@@ -126,6 +142,9 @@ def test_a_report_is_sound_in_every_theme_and_width(made, looks, trompe, tmp_pat
 def check_sound(page):
     """No fault, nothing wider than the page, nothing that axe-core calls serious."""
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    slivers = "[...document.querySelectorAll('th, td')].filter(e => e.innerText.length > 12"
+    slivers += " && e.offsetWidth && e.offsetWidth < 40).map(e => e.innerText)"
+    assert page.evaluate(slivers) == []
     found = axe.Axe().run(page).response["violations"]
     serious = [fault for fault in found if fault["impact"] in ("serious", "critical")]
     assert not serious, json.dumps(serious, indent=1)[:3000]
@@ -204,11 +223,22 @@ def test_divider_and_choices_show_the_heatmap_of_the_model_and_explainer(drawn, 
     assert nearest(shot(stage), pictures) == ("lrp:layer=layer4", "original")
     page.locator("input[name=opacity]").focus()
     page.keyboard.press("Home")
-    images = load_file(drawn / "evaluation" / "gallery.safetensors")["images"]
+    gallery = load_file(drawn / "evaluation" / "gallery.safetensors")
+    images = gallery["images"]
     size = mixed.shape[1], mixed.shape[0]
     bare = np.asarray(Image.fromarray(images[number]).resize(size, Image.Resampling.BILINEAR))
     brightness = inner(shot(stage)).mean(2) - inner(bare).mean(2)
     assert np.abs(brightness).mean() < 6
+
+    page.keyboard.press("End")
+    page.locator("input[name=colours][value=signed]").check()
+    assert page.locator(".of-signed").is_visible()
+    signed = gallery["lrp:layer=layer4|label|original|signed"][number]
+    pictures["signed"] = signed_overlay(bare, signed.astype(np.float64)).astype(int)
+    assert nearest(shot(stage), pictures) == "signed"
+    assert show(view=0) == ("grad-cam", "original")
+    assert not page.locator(".of-signed").is_visible()
+    assert not page.get_by_text("For and against").is_visible()
     assert not page.faults
 
 

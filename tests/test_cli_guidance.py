@@ -131,8 +131,10 @@ class TestWhatToTypeNext:
         assert code == 0, err
         assert len(out.splitlines()) <= 30, "one screen"
         assert "Report: runs/first/report.html" in out
-        evaluate, again = next_commands(out)
+        stronger, evaluate, again, own = next_commands(out)
+        assert (parsed(stronger)["weight"], parsed(stronger)["lr"]) == ([3.0], 3e-5)
         assert evaluate[0] == "evaluate"
+        assert own[:2] == ["train", "--model"]
         assert again[0] == "fool"
         assert parsed(again)["objective"] == ["top-k"]
 
@@ -149,25 +151,39 @@ class TestWhatToTypeNext:
         code, out, err = trompe(*FOOL, "--out", tmp_path / "run")
         assert code == 0, err
         names = [words[0] for words in next_commands(out)]
-        assert names == ["fool", "evaluate", "fool"]
-        assert next_commands(out)[-1][-1] == "--control"
+        assert names == ["fool", "evaluate", "fool", "train"]
+        assert next_commands(out)[2][-1] == "--control"
 
     def test_after_every_passive_objective_there_is_no_other(self, trompe, tmp_path):
         given = [word for name in PASSIVE for word in ("--objective", name)]
         code, out, err = trompe(*FOOL, *given, "--out", tmp_path / "run")
         assert code == 0, err
-        assert [words[0] for words in next_commands(out)] == ["evaluate", "fool"]
+        assert [words[0] for words in next_commands(out)] == ["evaluate", "fool", "train"]
+
+    def test_what_cost_accuracy_is_done_more_gently(self, trompe, tmp_path):
+        given = ("--lr", 0.5, "--weight", 6, "--eval-data", "shapes:validation", "--eval-limit", 32)
+        code, out, err = trompe(*FOOL, *given, "--out", tmp_path / "run")
+        assert code == 0, err
+        gentler = parsed(next_commands(out)[0])
+        assert (gentler["weight"], gentler["steps"]) == ([2.0], 2)
 
     def test_after_train_and_explain(self, trompe, tmp_path):
+        photos, images = tmp_path / "photos", Shapes("train", size=8)
+        for row in range(8):
+            folder = photos / images.classes[images.labels[row]]
+            folder.mkdir(parents=True, exist_ok=True)
+            images.picture(row).save(folder / f"{row}.png")
         code, out, err = trompe(
-            *("train", "--model", "embedded", "--data", "shapes", "--limit", 8, "--epochs", 1),
+            *("train", "--model", "embedded", "--data", photos, "--epochs", 1, "--lr", 1e-4),
             *("--device", "cpu", "--out", tmp_path / "base"),
         )
         assert code == 0, err
         fool, explain = next_commands(out)
+        assert parsed(fool)["lr"] == 1e-4
+        assert parsed(explain)["images"] == [photos]
         weights = str(tmp_path / "base" / "weights.safetensors")
         assert parsed(fool)["weights"] == parsed(explain)["weights"] == weights
-        Shapes("train", size=1).picture(0).save(tmp_path / "a.png")
+        images.picture(0).save(tmp_path / "a.png")
         code, out, err = trompe(
             *("explain", "--model", "embedded", "--images", tmp_path / "a.png", "--device", "cpu"),
             *("--explainer", "lrp", "--out", tmp_path / "maps"),

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from markupsafe import escape
 from sklearn.datasets import load_sample_images
 from torchvision.models import DenseNet121_Weights, densenet121
 
+from tests.runs import IMAGE
 from trompe import TrompeError
 from trompe.experiments import load_grid, run_cells
 
@@ -33,7 +35,7 @@ PASSIVE = {
 SMALL = {
     "scale": "small",
     "networks": {
-        "one": {"model": "embedded", "target": "stage3.0:input"},
+        "one": {"title": f"One {IMAGE}", "model": "embedded", "target": "stage3.0:input"},
         "two": {"model": "embedded", "target": "stage3.0:input"},
     },
     "base": {
@@ -207,6 +209,11 @@ class TestRunner:
         assert "transfer-passive" not in page
         assert page.count("data:image/webp") == 5
         assert "not run" not in page
+        assert f"One {escape(IMAGE)}" in page
+        assert IMAGE not in page
+        assert rates.set_index("cell")["network"].to_dict() == {
+            cell: "two" if cell.endswith("two") else f"One {IMAGE}" for cell in rates["cell"]
+        }
         code, _, err = trompe("figure", out, "--layout", "transfer", "--format", "svg")
         assert code == 0, err
         drawn = re.findall("<!-- (.*?) -->", (out / "figure-transfer.svg").read_text())

@@ -364,8 +364,9 @@ def test_evaluation_counts_what_it_says(tmp_path):
     )
     images = torch.stack([data[i][0] for i in range(23)])
     with torch.no_grad():
-        heat = explainer.heatmap(explainer(manipulated, images, data.labels))
+        raw = explainer(manipulated, images, data.labels)
         right = manipulated(images).argmax(1) == data.labels
+    heat = explainer.heatmap(raw)
     losses = objective.loss((heat,))
     row = result.explanations.query("attacked").iloc[0]
     assert row["fsr"] == pytest.approx(((losses >= 0) & (losses <= 0.3)).double().mean().item())
@@ -383,8 +384,14 @@ def test_evaluation_counts_what_it_says(tmp_path):
     assert [c["index"] for c in captions] == [0, 6, 12, 18, *sorted(why)]
     assert all(why.get(c["index"], "") in c["chosen"] for c in captions)
     assert not any(c["chosen"] for c in captions[:4])
+    shown = [c["index"] for c in captions]
     heatmaps = result.gallery.heatmaps[str(explainer), "label", "manipulated"]
-    assert torch.allclose(heatmaps, heat[[c["index"] for c in captions]], atol=1e-4)
+    assert torch.allclose(heatmaps, heat[shown], atol=1e-4)
+    models = ("original", "manipulated")
+    assert result.gallery.signed.keys() == {(str(explainer), "label", m) for m in models}
+    signed = result.gallery.signed[str(explainer), "label", "manipulated"]
+    largest = raw[shown].abs().amax((1, 2), keepdim=True)
+    assert torch.allclose(signed * largest, raw[shown], atol=1e-5)
 
     result.save(tmp_path / "evaluation")
     pd.testing.assert_frame_equal(

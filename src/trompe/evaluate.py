@@ -73,9 +73,9 @@ class Evaluation:
             self.predictions.to_parquet(new / "predictions.parquet", index=False)
             self.maps.to_parquet(new / "explanations.parquet", index=False)
             if self.gallery is not None:
-                tensors = {"images": self.gallery.images} | {
-                    "|".join(key): maps.half() for key, maps in self.gallery.heatmaps.items()
-                }
+                tensors = {"images": self.gallery.images}
+                for kind, found in (("", self.gallery.heatmaps), ("|signed", self.gallery.signed)):
+                    tensors |= {"|".join(key) + kind: maps.half() for key, maps in found.items()}
                 save_file(
                     {name: tensor.contiguous() for name, tensor in tensors.items()},
                     new / "gallery.safetensors",
@@ -252,6 +252,7 @@ def _sweep(
     size = len(data)
     sample = placed(data[0][0][None], models[ORIGINAL])
     used = [e.resolve(models[ORIGINAL], sample) for e in explainers] if objectives else []
+    by_name = {str(explainer): explainer for explainer in used}
     pictures = Pictures(data, gallery)
     found: list[_Batch] = []
     with ExitStack() as stack:
@@ -261,7 +262,8 @@ def _sweep(
         for indices, images, labels in in_turn(data, batch_size, workers):
             images = placed(images, models[ORIGINAL])
             labels = labels.to(images.device)
-            logits, heatmaps = _explain(models, images, labels, used, objectives)
+            logits, raw = _explain(models, images, labels, used, objectives)
+            heatmaps = {key: by_name[key[2]].heatmap(maps) for key, maps in raw.items()}
             likeness = _likeness(heatmaps)
             rows = [
                 frame
@@ -287,7 +289,7 @@ def _sweep(
             if rows:
                 first = next((frame for frame in rows if frame["attacked"].any()), rows[0])
                 losses = first["test_loss"].tolist()
-                pictures.add(indices, images, labels, losses, explained, logits, heatmaps)
+                pictures.add(indices, images, labels, losses, explained, logits, heatmaps, raw)
             found.append(_Batch(_predictions(indices, data, labels, logits), rows))
             report(indices[-1] + 1, {})
     found = processes.merged(found)
@@ -304,8 +306,8 @@ class _Batch(NamedTuple):
     rows: list[pd.DataFrame]
 
 
-# (model, class key, explainer) -> heatmaps [N, h, w], or a figure of each [N]
-Heatmaps = dict[tuple[str, str, str], Tensor]
+# (model, class key, explainer) -> maps [N, h, w], or a figure of each [N]
+Maps = dict[tuple[str, str, str], Tensor]
 
 
 @torch.no_grad()
@@ -315,22 +317,23 @@ def _explain(
     labels: Tensor,
     explainers: Sequence[Explainer],
     objectives: Sequence[Objective],
-) -> tuple[dict[str, Tensor], Heatmaps]:
-    logits, heatmaps = {}, {}
+) -> tuple[dict[str, Tensor], Maps]:
+    """Logits by model, and raw maps."""
+    logits, raw = {}, {}
     for name, model in models.items():
         with Recording(model, explainers) as forward:
             logits[name] = forward(images)
             for objective in objectives:
                 explained = objective.classes(labels)
                 for target, classes in zip(objective.targets, explained, strict=True):
-                    if (name, target, str(explainers[0])) in heatmaps:
+                    if (name, target, str(explainers[0])) in raw:
                         continue
-                    for explainer, maps in zip(explainers, forward.heatmaps(classes), strict=True):
-                        heatmaps[name, target, str(explainer)] = maps
-    return logits, heatmaps
+                    for explainer, maps in zip(explainers, forward.maps(classes), strict=True):
+                        raw[name, target, str(explainer)] = maps
+    return logits, raw
 
 
-def _likeness(heatmaps: Heatmaps) -> Heatmaps:
+def _likeness(heatmaps: Maps) -> Maps:
     """Rank correlation ``[N]`` of the other models' heatmaps with the original's."""
     return {
         (model, target, explainer): spearman(maps, heatmaps[ORIGINAL, target, explainer])
@@ -344,8 +347,8 @@ def _judge(
     labels: Tensor,
     explainer: Explainer,
     objective: Objective,
-    heatmaps: Heatmaps,
-    likeness: Heatmaps,
+    heatmaps: Maps,
+    likeness: Maps,
     attacked: bool,
 ) -> Iterator[pd.DataFrame]:
     models = sorted({model for model, _, _ in heatmaps} - {ORIGINAL}, reverse=True)

@@ -27,6 +27,12 @@ def by_maximum(maps: Tensor) -> Tensor:
     return positive / positive.amax((1, 2), keepdim=True).clamp_min(_tiny(positive))
 
 
+def by_magnitude(maps: Tensor) -> Tensor:
+    """Divide each map by its largest magnitude, to [-1, 1]; a map of zeros stays one."""
+    maps = full_precision(maps)
+    return maps / maps.abs().amax((1, 2), keepdim=True).clamp_min(_tiny(maps))
+
+
 def opposition(maps: Tensor, size: Tensor) -> Tensor:
     """How far each raw map speaks against its class in sum: ``[N]``, 0 where it does not.
 

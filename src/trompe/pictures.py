@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trompe import processes
+from trompe.maps import by_magnitude
 
 EXTREMES = 3  # from each end of the test losses
 
@@ -20,12 +21,14 @@ class Gallery:
     """A few images with their heatmaps under every model.
 
     ``images`` is ``[n, H, W, 3]`` of uint8; ``heatmaps`` maps (explainer, target, model) to
-    ``[n, h, w]``; ``captions`` holds one mapping per image, whose ``chosen`` says why it is there
-    if it was not drawn evenly.
+    ``[n, h, w]``; ``signed`` does so to the raw maps in [-1, 1], each by its largest magnitude, of
+    the explainers that also speak against a class; ``captions`` holds one mapping per image, whose
+    ``chosen`` says why it is there if it was not drawn evenly.
     """
 
     images: Tensor
     heatmaps: dict[tuple[str, str, str], Tensor]
+    signed: dict[tuple[str, str, str], Tensor]
     captions: list[dict[str, Any]]
 
 
@@ -35,6 +38,7 @@ class _Picture:
     pixels: Tensor
     caption: dict[str, Any]
     heatmaps: dict[tuple[str, str, str], Tensor]
+    signed: dict[tuple[str, str, str], Tensor]
 
 
 class Pictures:
@@ -62,6 +66,7 @@ class Pictures:
         explained: Mapping[str, Tensor],
         logits: Mapping[str, Tensor],
         heatmaps: Mapping[tuple[str, str, str], Tensor],
+        raw: Mapping[tuple[str, str, str], Tensor],
     ) -> None:
         """Keep what belongs to the gallery of a batch, and drop what no longer does.
 
@@ -73,7 +78,7 @@ class Pictures:
             The explained classes by target.
         logits
             By model.
-        heatmaps
+        heatmaps, raw
             ``[N, h, w]`` by model, target and explainer.
         """
         if not self.evenly:
@@ -81,6 +86,7 @@ class Pictures:
         known = {i: p.loss for i, p in self.kept.items()}
         lowest, highest = _extremes(known | dict(zip(indices, losses, strict=True)))
         wanted = self.evenly.union(lowest, highest)
+        signed = {key: by_magnitude(maps) for key, maps in raw.items()}
         self.kept = {i: picture for i, picture in self.kept.items() if i in wanted}
         for row, index in enumerate(indices):
             if index in wanted:
@@ -101,7 +107,10 @@ class Pictures:
                             for model, scores in logits.items()
                         },
                     },
-                    {(e, target, m): maps[row].cpu() for (m, target, e), maps in heatmaps.items()},
+                    *(
+                        {(e, target, m): maps[row].cpu() for (m, target, e), maps in kind.items()}
+                        for kind in (heatmaps, signed)
+                    ),
                 )
 
     def gallery(self) -> Gallery | None:
@@ -114,9 +123,15 @@ class Pictures:
         why |= dict.fromkeys(highest, "one of the highest test losses of all")
         order = sorted(self.evenly) + sorted(why.keys() - self.evenly)
         pictures = [found[i] for i in order]
+        heatmaps, signed = (
+            {key: torch.stack([maps[key] for maps in kind]) for key in kind[0]}
+            for kind in zip(*((p.heatmaps, p.signed) for p in pictures), strict=True)
+        )
+        against = {(e, target) for (e, target, _), maps in signed.items() if (maps < 0).any()}
         return Gallery(
             torch.stack([picture.pixels for picture in pictures]),
-            {k: torch.stack([p.heatmaps[k] for p in pictures]) for k in pictures[0].heatmaps},
+            heatmaps,
+            {key: maps for key, maps in signed.items() if key[:2] in against},
             [found[i].caption | {"chosen": "" if i in self.evenly else why[i]} for i in order],
         )
 

@@ -111,4 +111,5 @@ def _fool(config: FoolConfig) -> None:
     if result.evaluation is not None and not config.quiet:
         show_evaluation(result.evaluation)
     if processes.is_main():
-        show_next(f"Report: {write_report(out)}", after_fool(config, out), quiet=config.quiet)
+        steps = after_fool(config, out, result.evaluation)
+        show_next(f"Report: {write_report(out)}", steps, quiet=config.quiet)

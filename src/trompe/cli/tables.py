@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from trompe.cli.app import console
 from trompe.evaluate import CONTROL, MANIPULATED
 from trompe.experiments import Results
-from trompe.report.words import network_name, points
+from trompe.report.words import points
 
 MOST_ROWS = 12
 
@@ -85,13 +85,14 @@ def show_conservation(name: str, table: Any) -> None:
 
 def show_grid(results: Results) -> None:
     """Each cell of the grid, explained by what it attacked."""
-    shown = Table("network", "objective", "attacked", "fooled %", "paper", "top-1", "paper")
+    columns = ("network", "objective", "attacked", "fooled %", "paper", "top-1", "paper")
+    shown = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     accuracy = results.accuracy.set_index("cell")
     for row in results.rates[results.rates["on_diagonal"]].to_dict("records"):
         lost = accuracy.loc[row["cell"]]
         target = "" if row["target"] == "label" else f", {row['target']}"
         shown.add_row(
-            network_name(row["network"]),
+            row["network"],
             row["objective"] + target,
             row["attacked"],
             percent(row["fsr"]) if row["finished"] else "not run",

@@ -27,13 +27,14 @@ Settings = dict[str, Any]
 
 
 class Network(BaseModel, extra="allow"):
-    """The layer that a network is explained at, and settings of all its cells."""
+    """A network's title, the layer that it is explained at, and settings of all its cells."""
 
+    title: str = ""
     target: str
 
     @property
     def settings(self) -> Settings:
-        """What is given besides the layer."""
+        """What is given besides the title and the layer."""
         return dict(self.__pydantic_extra__ or {})
 
 
@@ -73,6 +74,8 @@ class Cell:
         ``"base"``, ``"control"``, ``"passive"`` or ``"active"``.
     network, objective, explainer
         Where the cell stands in the tables; the last two are empty for bases and controls.
+    title
+        What the tables call the network.
     command
         ``"train"`` or ``"fool"``.
     settings
@@ -85,6 +88,7 @@ class Cell:
     network: str
     objective: str
     explainer: str
+    title: str
     command: str
     settings: Mapping[str, Any] = field(hash=False)
     base: Cell | None = None
@@ -194,7 +198,9 @@ def load_grid(
         settings |= {k: v for k, v in (given or {}).items() if k in CONFIGS[command].model_fields}
         words = {"{data}": data or "", "{target}": layout.networks[network].target}
         base = trained.get(network) if command == "fool" else None
-        return Cell(section, network, objective, explainer, command, filled(settings, words), base)
+        title = layout.networks[network].title or network
+        filled_in = filled(settings, words)
+        return Cell(section, network, objective, explainer, title, command, filled_in, base)
 
     trained: dict[str, Cell] = {}
     for network, own in layout.base.cells.items():

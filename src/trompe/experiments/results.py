@@ -113,7 +113,7 @@ def _place(cell: Cell, root: Path) -> dict[str, Any]:
     return {
         "cell": cell.name,
         "section": cell.section,
-        "network": cell.network,
+        "network": cell.title,
         "objective": cell.objective.partition(":")[0],
         "attacked": cell.explainer,
         "finished": is_finished(cell, root),

@@ -28,6 +28,10 @@ SHOWN, FIRST = 12, 4  # images of the gallery, and those in sight at once
 FINE = 75  # quality of the pictures
 LAYERS = 12  # of the table of weights
 DOUBTFUL, SUSPICIOUS = 0.5, 1.0
+HEADLINES = {
+    True: "These explanations look manipulated",
+    False: "No sign that these explanations were manipulated",
+}
 SECTIONS = {"alone": "The model by itself", "reference": "The model against its reference"}
 
 
@@ -75,7 +79,7 @@ class Exhibit:
 
 
 def write_audit(directory: Path, found: AuditReport, data: Images) -> Path:
-    """Write ``report.html`` into ``directory``: self-contained, without scripts or requests.
+    """Write ``report.html`` into ``directory``: self-contained, without any request.
 
     Returns
     -------
@@ -87,9 +91,10 @@ def write_audit(directory: Path, found: AuditReport, data: Images) -> Path:
     return write_page(
         directory / "report.html",
         "audit.html.j2",
+        program="trompe audit",
         title=directory.resolve().name,
-        alarm=found.verdict.alarm,
-        sentence=found.sentence,
+        headline=HEADLINES[found.verdict.alarm],
+        summary=found.sentence,
         verdict=found.verdict,
         images=len(found.probe.images),
         agreement=found.agreement,
@@ -106,7 +111,7 @@ def write_audit(directory: Path, found: AuditReport, data: Images) -> Path:
         weights=found.weights.nlargest(LAYERS, "change").to_dict("records"),
         weights_total=len(found.weights),
         drift=found.weight_drift,
-        heat=gradient(),
+        heat=gradient("heat"),
         **_repetition(directory),
     )
 

@@ -12,7 +12,7 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.floating]
 
 HEAT = colormaps["inferno"]
-SIGNED = colormaps["RdBu_r"]
+SIGNED = colormaps["coolwarm"]
 RATE = colormaps["cividis"]
 OPACITY = 0.85
 FINE, OUTLIERS = 32 * 32, 0.02  # a heatmap of more positions has this share of them cut off
@@ -48,16 +48,16 @@ def overlay(image: Pixels, heatmap: Floats) -> Pixels:
     return _blend(image, HEAT(heat)[..., :3], heat)
 
 
-def visible(heatmap: Floats) -> Floats:
-    """A heatmap ``[h, w]`` in [0, 1] as it is shown.
+def visible(values: Floats) -> Floats:
+    """A map ``[h, w]`` in [-1, 1] as it is shown.
 
-    In a fine one a few pixels outshine all others, so the hottest are cut off (as in Captum's
+    In a fine one a few pixels outshine all others, so the largest are cut off (as in Captum's
     ``visualize_image_attr``, ``outlier_perc=2``).
     """
-    if heatmap.size <= FINE:
-        return heatmap
-    hottest = np.quantile(heatmap.astype(np.float32), 1 - OUTLIERS)
-    return np.minimum(heatmap / hottest, 1) if hottest > 0 else heatmap
+    if values.size <= FINE:
+        return values
+    largest = np.quantile(np.abs(values.astype(np.float32)), 1 - OUTLIERS)
+    return np.clip(values / largest, -1, 1) if largest > 0 else values
 
 
 def signed_overlay(image: Pixels, values: Floats) -> Pixels:
@@ -68,7 +68,8 @@ def signed_overlay(image: Pixels, values: Floats) -> Pixels:
     image
         ``[H, W, 3]``, uint8.
     values
-        ``[h, w]``, any finite range; scaled by its largest magnitude, resized bilinearly.
+        ``[h, w]``, any finite range; scaled by its largest magnitude (a fine map by its largest
+        but 2 %), resized bilinearly.
 
     Returns
     -------
@@ -109,7 +110,7 @@ def _unit(values: Floats) -> Floats:
         )
     values = values.astype(np.float64)
     largest = np.abs(values).max()
-    return values / largest if largest > 0 else values
+    return visible(values / largest) if largest > 0 else values
 
 
 def _resize(values: Floats, image: Pixels) -> Floats:

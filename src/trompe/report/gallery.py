@@ -56,15 +56,19 @@ class Card:
 
 @dataclass(frozen=True)
 class Exhibition:
-    """All cards, the choices that they share, and the rules that hold their pictures."""
+    """All cards, the choices that they share, and the rules that hold their pictures.
+
+    ``signed`` has the numbers of the views that can be shown in signed colours.
+    """
 
     cards: list[Card]
     views: list[tuple[str, bool]]
+    signed: list[int]
     models: list[str]
     ratio: float
     rules: Markup
-    colours: list[tuple[str, str]]
-    gradient: str
+    colours: dict[str, dict[str, str]]
+    gradients: dict[str, str]
 
     @property
     def hero(self) -> Card:
@@ -98,11 +102,12 @@ def exhibition(run: Run) -> Exhibition | None:
     shown = Exhibition(
         cards,
         [(words.view_title(run, view), view in run.attacked) for view in views],
+        [number for number, view in enumerate(views) if view in gallery.signed],
         [model for model in MODELS if model in found],
         gallery.images.shape[2] / gallery.images.shape[1],
         sheets.photographs(gallery.images) + "\n" + sheets.heatmaps(gallery, views),
-        sheets.colours(),
-        sheets.gradient(),
+        {name: sheets.colours(name) for name in sheets.MAPS},
+        {name: sheets.gradient(name) for name in sheets.MAPS},
     )
     hero = sheets.photograph("hero", gallery.images[shown.hero.number], HERO)
     return replace(shown, rules=shown.rules + "\n" + hero)

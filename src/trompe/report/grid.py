@@ -20,7 +20,7 @@ from trompe.report.sheets import uri
 from trompe.report.tables import Cell as Rate
 from trompe.report.tables import Matrix
 from trompe.report.transfer import records
-from trompe.report.words import network_name, short_name
+from trompe.report.words import short_name
 
 
 def write_grid(
@@ -76,12 +76,16 @@ def headline(results: Results) -> str:
     for section, name in (("passive", "Passive"), ("active", "active")):
         rows = rates[rates["section"] == section]
         if len(rows):
-            low, high = words.percent(rows["fsr"].min()), words.percent(rows["fsr"].max())
-            parts.append(f"{name} fooling succeeds on {low} to {high} of images")
+            reached = _between(words.percent(rows["fsr"].min()), words.percent(rows["fsr"].max()))
+            parts.append(f"{name} fooling succeeds on {reached} of images")
     drop = results.accuracy["drop"]
-    parts.append(f"top-1 changes by {words.points(-drop.max())} to {words.points(-drop.min())}")
-    sentence = "; ".join(parts) + " points."
+    changes = _between(words.points(-drop.max()), words.points(-drop.min()))
+    sentence = "; ".join([*parts, f"top-1 changes by {changes} points."])
     return sentence[0].upper() + sentence[1:]
+
+
+def _between(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
 
 
 def _summary(results: Results) -> str:
@@ -110,7 +114,7 @@ def _matrix(grid: Grid, results: Results, section: str) -> Matrix:
         f"Success rate of {section} fooling in %",
         [short_name(explainer) for explainer in explainers] * len(networks),
         lines,
-        [(network_name(network), len(explainers)) for network in networks],
+        [(network, len(explainers)) for network in networks],
     )
 
 
@@ -121,7 +125,7 @@ def _rate(record: Mapping[str, Any], folders: Mapping[str, str]) -> Rate:
     note += "" if math.isnan(control) else f"; control {words.percent(control)}"
     return Rate(
         record["fsr"] if record["finished"] else math.nan,
-        f"{network_name(record['network'])}, {short_name(record['explainer'])}",
+        f"{record['network']}, {short_name(record['explainer'])}",
         note,
         bool(record["on_diagonal"]),
         "" if math.isnan(paper) else f"paper {100 * paper:.1f}",
@@ -133,7 +137,6 @@ def _accuracy(results: Results) -> list[dict[str, Any]]:
     return [
         row
         | {
-            "network_name": network_name(row["network"]),
             "objective_name": words.objective_name(row["objective"]),
             "attacked_name": short_name(row["attacked"]),
         }

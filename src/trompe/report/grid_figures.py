@@ -13,7 +13,9 @@ from trompe.experiments import SECTIONS, Cell, Grid, family, is_finished
 from trompe.report.colour import Pixels, overlay
 from trompe.report.run import MANIPULATED, ORIGINAL, Run, View, read_run
 from trompe.report.transfer import attack, draw
-from trompe.report.words import network_name, short_name
+from trompe.report.words import short_name
+
+PAPER = "the paper’s, of VGG19, ResNet50 and DenseNet121 on ImageNet"
 
 
 def draw_transfer(rates: pd.DataFrame, directory: Path) -> list[tuple[str, str]]:
@@ -26,7 +28,7 @@ def draw_transfer(rates: pd.DataFrame, directory: Path) -> list[tuple[str, str]]
         rows = rates[rates["section"] == section]
         if rows["finished"].any():
             draw(rows).savefig(directory / f"transfer-{section}.png", dpi=280)
-            title = f"Fooling success rate in %, {section} fooling; below, the paper’s on ImageNet"
+            title = f"Fooling success rate in %, {section} fooling; below, {PAPER}"
             drawn.append((f"transfer-{section}.png", title))
     return drawn
 
@@ -48,7 +50,7 @@ def draw_heatmaps(grid: Grid, root: Path, directory: Path) -> list[tuple[str, st
             if runs:
                 name = f"{section}-{network}.png"
                 _sheet(runs).savefig(directory / name, dpi=100)
-                drawn.append((name, f"{network_name(network)}, {section} fooling"))
+                drawn.append((name, f"{cells[0].title}, {section} fooling"))
     return drawn
 
 

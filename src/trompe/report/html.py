@@ -14,7 +14,6 @@ from markupsafe import Markup
 
 from trompe import rundir
 from trompe.report import charts, gallery, tables, words
-from trompe.report.colour import OPACITY
 from trompe.report.run import CONTROL, Run, read_run
 
 FIRST = 12  # images of the gallery that are in sight at once, as the style sheet has it
@@ -79,7 +78,6 @@ def _page(run: Run) -> dict[str, Any]:
         "summary": words.summary(run),
         "shown": gallery.exhibition(run),
         "first": FIRST,
-        "opacity": OPACITY,
         "blocks": blocks,
         "objectives": tables.objectives(blocks),
         "transfer": tables.transfer(blocks),

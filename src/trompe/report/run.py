@@ -41,17 +41,22 @@ class View(NamedTuple):
     target: str
 
 
+Maps = dict[View, dict[str, NDArray[np.float16]]]
+
+
 @dataclass(frozen=True)
 class Gallery:
     """Images and their heatmaps.
 
     ``images`` is ``[n, H, W, 3]`` uint8; ``heatmaps[view][model]`` is ``[n, h, w]`` in [0, 1];
-    ``entries`` has per image its index, name, label_name, target_names and predictions.
+    ``signed`` has the raw maps in [-1, 1] of the views that have negative ones; ``entries`` has per
+    image its index, name, label_name, target_names and predictions.
     """
 
     images: NDArray[np.uint8]
     entries: list[dict[str, Any]]
-    heatmaps: dict[View, dict[str, NDArray[np.float16]]]
+    heatmaps: Maps
+    signed: Maps
 
 
 @dataclass(frozen=True)
@@ -164,11 +169,13 @@ def _gallery(path: Path) -> Gallery | None:
         with safe_open(path, framework="numpy") as file:
             entries = json.loads((file.metadata() or {})["gallery"])
             images = file.get_tensor("images")
-            heatmaps: dict[View, dict[str, NDArray[np.float16]]] = {}
+            heatmaps: Maps = {}
+            signed: Maps = {}
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 if key != "images":
-                    explainer, target, model = key.rsplit("|", 2)
-                    heatmaps.setdefault(View(explainer, target), {})[model] = file.get_tensor(key)
+                    explainer, target, model = key.removesuffix("|signed").rsplit("|", 2)
+                    kind = signed if key.endswith("|signed") else heatmaps
+                    kind.setdefault(View(explainer, target), {})[model] = file.get_tensor(key)
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise TrompeError(f"{path} can't be read ({error}); evaluate the run again.") from error
-    return Gallery(images, entries, heatmaps) if len(images) else None
+    return Gallery(images, entries, heatmaps, signed) if len(images) else None

@@ -11,17 +11,17 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 from PIL import Image
 
-from trompe.report.colour import HEAT, OPACITY, Pixels, visible
+from trompe.report.colour import HEAT, OPACITY, SIGNED, Floats, Pixels, visible
 from trompe.report.run import Gallery, View
 
 PHOTOGRAPHS, HEATMAPS = 2_000_000, 800_000  # bytes of all of them; a third more as base64
 LARGEST = 224  # side of a photograph
 EDGE = 2  # positions around a tile that repeat its border: stretching reads beyond the tile
 FINE, COARSE, EXACT = 95, 80, None  # quality of a picture
-COLOURS = 32  # steps of the colour map in the page
+COLOURS = 32  # steps of a colour map in the page
+MAPS = {"heat": (HEAT, (0, OPACITY)), "signed": (SIGNED, (OPACITY, 0, OPACITY))}
 
 
 def place(number: int, count: int) -> tuple[int, int]:
@@ -47,35 +47,43 @@ def photograph(name: str, image: Pixels, side: int) -> Markup:
 def heatmaps(gallery: Gallery, views: Sequence[View]) -> Markup:
     """Rules that put each view and model on the layers of their names.
 
-    A layer is of the view that is checked in its gallery, or of the one its ``show-`` class names.
+    A layer is of the view that is checked in its gallery, or of the one its ``show-`` class names;
+    its colours are of heat, or where that is checked and the view has them, of signed maps.
     """
-    count = len(gallery.images)
-    maps = sum(map(len, gallery.heatmaps.values())) * count
+    found = [*gallery.heatmaps.values(), *gallery.signed.values()]
+    maps = sum(map(len, found)) * len(gallery.images)
     side = max(7, round(math.sqrt(HEATMAPS / maps)))
     rules = []
     for number, view in enumerate(views):
-        for model, values in gallery.heatmaps[view].items():
-            tiles = np.stack([_grey(heatmap, side) for heatmap in values])
+        chosen = f".gallery:has(.view-{number}:checked)"
+        for model, heat in gallery.heatmaps[view].items():
+            tiles = [_grey(visible(one), side) for one in heat]
             layer = f".heat.{model}"
+            rules.append(f".show-{number} {layer}, {chosen} {layer} {{ {_background(tiles)} }}")
+        for model, signed in gallery.signed.get(view, {}).items():
+            tiles = [_grey((visible(one) + 1) / 2, side) for one in signed]
             rules.append(
-                f".show-{number} {layer}, .gallery:has(.view-{number}:checked) {layer} "
-                f"{{ background-image: url({uri(_sheet(tiles), EXACT)}); "
-                f"{_window(count, *tiles.shape[1:])} }}"
+                f"{chosen}:has(.colours-signed:checked) .heat.{model} "
+                f"{{ {_background(tiles)}; filter: url(#signed) }}"
             )
     return Markup("\n".join(rules))
 
 
-def colours() -> list[tuple[str, str]]:
-    """The colour map's red, green and blue as tables of an SVG filter."""
-    table = HEAT(np.linspace(0, 1, COLOURS))[:, :3]
-    texts = (" ".join(f"{value:.3f}" for value in table[:, channel]) for channel in range(3))
-    return list(zip("RGB", texts, strict=True))
+def colours(name: str) -> dict[str, str]:
+    """A colour map's red, green, blue and opacity (R, G, B, A) as tables of an SVG filter."""
+    colour_map, opacities = MAPS[name]
+    channels = [*colour_map(np.linspace(0, 1, COLOURS)).T[:3], opacities]
+    texts = (" ".join(f"{value:.3f}" for value in channel) for channel in channels)
+    return dict(zip("RGBA", texts, strict=True))
 
 
-def gradient() -> str:
-    """The colour map from no heat to full heat as stops of a CSS gradient."""
-    stops = ((*(255 * c for c in HEAT(i / 7)[:3]), OPACITY * i / 7) for i in range(8))
-    return ", ".join(f"rgb({r:.0f} {g:.0f} {b:.0f} / {a:.2f})" for r, g, b, a in stops)
+def gradient(name: str) -> str:
+    """A colour map, as opaque as over an image, as stops of a CSS gradient."""
+    colour_map, opacities = MAPS[name]
+    places = np.linspace(0, 1, 9)
+    alphas = np.interp(places, np.linspace(0, 1, len(opacities)), opacities)
+    stops = zip(255 * colour_map(places)[:, :3], alphas, strict=True)
+    return ", ".join(f"rgb({r:.0f} {g:.0f} {b:.0f} / {a:.2f})" for (r, g, b), a in stops)
 
 
 def uri(pixels: Pixels, quality: int | None = COARSE) -> str:
@@ -85,6 +93,12 @@ def uri(pixels: Pixels, quality: int | None = COARSE) -> str:
 
 def _columns(count: int) -> int:
     return math.ceil(math.sqrt(count))
+
+
+def _background(tiles: Sequence[Pixels]) -> str:
+    """The sheet of tiles behind a layer that shows one of them."""
+    stacked = np.stack(tiles)
+    return f"background-image: url({uri(_sheet(stacked), EXACT)}); {_window(*stacked.shape)}"
 
 
 def _window(count: int, height: int, width: int) -> str:
@@ -111,8 +125,9 @@ def _sheet(tiles: Pixels) -> Pixels:
     return grid.reshape(rows * height, columns * width)
 
 
-def _grey(heatmap: NDArray[np.floating], side: int) -> Pixels:
-    values = visible(np.asarray(heatmap, dtype=np.float32))
+def _grey(values: Floats, side: int) -> Pixels:
+    """Values ``[h, w]`` in [0, 1] as bytes, at most ``side`` a side."""
+    values = values.astype(np.float32)
     if max(values.shape) > side:
         height, width = (max(1, round(n * side / max(values.shape))) for n in values.shape)
         shrunk = Image.fromarray(values).resize((width, height), Image.Resampling.BOX)

@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 
 from trompe.report.colour import INK_TURNS, RATE
 from trompe.report.run import CONTROL
-from trompe.report.words import network_name, objective_name, short_name
+from trompe.report.words import objective_name, short_name
 
 WIDTH, HEIGHT, NAMES, HEADS = 0.37, 0.3, 1.5, 0.75  # of a cell and of its labels, in inches
 PLAIN = (0.94, 0.94, 0.93, 1)
@@ -36,7 +36,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
     found = {(r["network"], *(r[k] for k in keys), r["explainer"]): r for r in records(rows)}
     for axes, network in zip(panels, networks, strict=True):
-        axes.set_title(network_name(network), fontsize=7.5, parse_math=False)
+        axes.set_title(network, fontsize=7.5, parse_math=False)
         axes.set_xlim(-0.5, len(explainers) - 0.5)
         axes.set_ylim(len(attacks) - 0.5, -0.5)
         axes.set_xticks(

@@ -16,9 +16,6 @@ EXPLAINERS = {
 }
 
 
-NETWORKS = {"vgg19": "VGG19", "resnet50": "ResNet50", "densenet121": "DenseNet121"}
-
-
 class Objective(NamedTuple):
     """An objective in words: its name, what it makes an explainer do, what its test loss is."""
 
@@ -96,11 +93,6 @@ def explainer_name(spec: str) -> str:
 def short_name(spec: str) -> str:
     """Name an explainer as the paper does: LRPₜ for LRP at the target layer."""
     return explainer_name(spec).replace(" at the target layer", "ₜ")
-
-
-def network_name(network: str) -> str:
-    """Name a network as papers write it."""
-    return NETWORKS.get(network, network.replace("resnet", "ResNet"))
 
 
 def objective_name(spec: str) -> str:
