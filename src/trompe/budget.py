@@ -1,16 +1,14 @@
-"""An accuracy budget in place of a hand-set λ: the strongest lie that it buys.
+"""An accuracy budget: as much of a lie as it buys.
 
-maximise the fooling success subject to top-1(w) ≥ top-1(w0) - budget, on images that are not
-fine-tuned on. First the lie, at any price: a multiplier on every λ rises until the batches are
-fooled. Then back towards the original's weights, w0 + α (w - w0), with the largest α that keeps the
-budget: on this way the accuracy returns before the lie is given up.
+The lie is learnt with whatever weight λ; then one goes back from the fooled weights w towards the
+original's, w0 + α (w - w0), with the largest α that keeps top-1 ≥ top-1(w0) - budget on images that
+are not fine-tuned on. On this way the accuracy returns before the lie is given up.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,84 +19,56 @@ from trompe.data.kept import Kept
 from trompe.evaluate import Images
 from trompe.train import accuracy
 
-CHECKS = 16  # in a run
-RISE = 0.3  # of the multiplier's logarithm per check
-ENOUGH = 0.95  # share of fooled images in the batches above which λ need not rise
 HALVINGS = 5  # of the way between the two models
 SHARE, LARGEST = 0.2, 1000  # of the data that is held out: this share, but not more images
 
 
-class Budget:
-    """The multiplier of every λ while the lie is learnt, and the way back afterwards.
+def walk_back(original: nn.Module, model: nn.Module, held_out: Images, max_drop: float) -> float:
+    """Take ``model`` back towards ``original`` as far as a budget asks.
 
     Parameters
     ----------
-    max_drop
-        Largest loss of top-1 accuracy on ``held_out``, as a share.
+    original, model
+        w0 and w; the parameters of ``model`` are changed.
     held_out
-        Images that are not fine-tuned on.
-    steps
-        Length of the run.
+        Images that were not fine-tuned on.
+    max_drop
+        Percentage points of top-1 that may be lost on them.
+
+    Returns
+    -------
+    float
+        α, the share of the change of weights that is left: 1 if all of it keeps the budget, else
+        found by `HALVINGS` halvings, which a warning says.
     """
+    kept = Kept(held_out)
+    before = [p.detach() for p in original.parameters()]
+    after = [p.detach().clone() for p in model.parameters()]
+    top1, *_ = accuracy(original, kept)
 
-    def __init__(self, max_drop: float, held_out: Images, *, steps: int) -> None:
-        self.max_drop = max_drop
-        self.held_out = Kept(held_out)
-        self.every = max(1, steps // CHECKS)
-        self.factor = 1.0
+    @torch.no_grad()
+    def drop(alpha: float) -> float:
+        for now, then, fooled in zip(model.parameters(), before, after, strict=True):
+            now.copy_(torch.lerp(then, fooled, alpha))
+        return 100 * (top1 - accuracy(model, kept)[0])
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
-        return {"factor": self.factor}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.factor = state["factor"]
-
-    def check(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Set the multiplier of the next steps from the figures of all steps so far."""
-        recent = rows[-self.every :]
-        if len(rows) % self.every == 0:
-            fooled = sum(row["success"] for row in recent) / len(recent)
-            self.factor *= math.exp(RISE) if fooled < ENOUGH else 1.0
-
-    def walk_back(self, original: nn.Module, model: nn.Module) -> float:
-        """Take ``model`` back towards ``original`` as far as the budget asks.
-
-        Returns
-        -------
-        float
-            α, the share of the change of weights that is left: 1 if all of it keeps the budget,
-            else found by `HALVINGS` halvings, which a warning says.
-        """
-        before = [p.detach() for p in original.parameters()]
-        after = [p.detach().clone() for p in model.parameters()]
-        top1, *_ = accuracy(original, self.held_out)
-
-        @torch.no_grad()
-        def drop(alpha: float) -> float:
-            for now, then, fooled in zip(model.parameters(), before, after, strict=True):
-                now.copy_(torch.lerp(then, fooled, alpha))
-            return top1 - accuracy(model, self.held_out)[0]
-
-        whole = drop(1.0)
-        if whole <= self.max_drop:
-            return 1.0
-        alpha, too_much = 0.0, 1.0
-        for _ in range(HALVINGS):
-            middle = (alpha + too_much) / 2
-            if drop(middle) <= self.max_drop:
-                alpha = middle
-            else:
-                too_much = middle
-        left = drop(alpha)
-        warnings.warn(
-            f"The whole lie costs {100 * whole:.1f} points of top-1 on {len(self.held_out)} "
-            f"held-out images; {100 * alpha:.0f} % of its change of weights is kept, which costs "
-            f"{100 * left:.1f}.",
-            stacklevel=2,
-        )
-        return alpha
+    whole = drop(1.0)
+    if whole <= max_drop:
+        return 1.0
+    alpha, too_much = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (alpha + too_much) / 2
+        if drop(middle) <= max_drop:
+            alpha = middle
+        else:
+            too_much = middle
+    left = drop(alpha)
+    warnings.warn(
+        f"The whole lie costs {whole:.1f} points of top-1 on {len(held_out)} held-out images; "
+        f"{100 * alpha:.0f} % of its change of weights is kept, which costs {left:.1f}.",
+        stacklevel=2,
+    )
+    return alpha
 
 
 class Part(Dataset[Any]):

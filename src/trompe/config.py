@@ -104,7 +104,7 @@ class FoolConfig(TuneConfig):
     control: bool = Field(False, description="also fine-tune without the explanation term")
     gallery: int = Field(12, ge=0, le=200, description=GALLERY)
     max_accuracy_drop: float | None = Field(
-        None, gt=0, lt=100, description="points of top-1 that may be lost; λ is then found"
+        None, gt=0, lt=100, description="points of top-1 that may be lost"
     )
     held_out: str | None = Field(
         None, description="data to measure that loss on, read like --data (default: part of --data)"

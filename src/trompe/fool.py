@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 from trompe import processes, rundir
-from trompe.budget import Budget, parted
+from trompe.budget import parted, walk_back
 from trompe.errors import TrompeError
 from trompe.evaluate import (
     Evaluation,
@@ -57,7 +57,8 @@ class FoolResult:
         The model after the same fine-tuning without the explanation terms, if asked for.
     history, control_history
         One row per step: loss, its parts, and two shares of the batch: ``top1``, predicted right,
-        and ``success``, fooled.
+        and ``success``, fooled. With an accuracy budget also ``alpha``, the share of the change of
+        weights that was kept at the end.
     evaluation
         The comparison on ``eval_data``, if given.
     run_dir
@@ -146,10 +147,10 @@ def fool(
         ``"predictions"``, the original's probabilities (distillation, Hinton et al., 2015). They
         say more than labels that the original has by heart, and cost it less accuracy.
     max_accuracy_drop, held_out
-        Percentage points of top-1 that the lie may cost on the images ``held_out``. ``weight`` is
-        then only where λ starts, see `trompe.budget`. Without ``held_out`` a part of ``data`` is
-        not fine-tuned on; if the model was trained on it, it has it by heart, and the budget is
-        stricter than it says.
+        Percentage points of top-1 that the lie may cost on the images ``held_out``: at the end
+        as much of it is taken back as that asks, see `trompe.budget`. Without ``held_out`` a part
+        of ``data`` is not fine-tuned on; a model that has it by heart forgets some of it in any
+        fine-tuning, and the budget is stricter than it says.
     max_grad_norm
         Gradients of a larger norm are scaled down to it; None leaves them, as the paper. Those of
         a map that grows faint are large enough to undo the classifier.
@@ -223,11 +224,9 @@ def fool(
         "checkpoint_every": checkpoint_every,
     }
 
-    tuned_on, budget = data, None
-    if max_accuracy_drop is not None:
-        if held_out is None:
-            tuned_on, held_out = parted(data, seed)
-        budget = Budget(max_accuracy_drop / 100, held_out, steps=steps)
+    tuned_on = data
+    if max_accuracy_drop is not None and held_out is None:
+        tuned_on, held_out = parted(data, seed)
 
     batches = Batches(tuned_on, batch_size, seed, workers)
     fool_batches = None
@@ -251,7 +250,8 @@ def fool(
                 name=name,
                 directory=directory,
                 checkpoint_every=checkpoint_every,
-                budget=budget if chosen else None,
+                held_out=held_out if chosen else None,
+                max_accuracy_drop=max_accuracy_drop,
                 on_step=on_step,
                 quiet=quiet,
             )
@@ -301,7 +301,8 @@ def _fine_tune(
     name: str,
     directory: Path | None,
     checkpoint_every: int,
-    budget: Budget | None,
+    held_out: Images | None,
+    max_accuracy_drop: float | None,
     on_step: OnStep | None,
     quiet: bool,
 ) -> tuple[nn.Module, pd.DataFrame]:
@@ -322,7 +323,6 @@ def _fine_tune(
             fool_batches,
             keep=keep,
             folder=folder,
-            budget=budget,
         )
         rows = optimise(
             accelerator,
@@ -334,8 +334,7 @@ def _fine_tune(
             title=name,
             directory=folder,
             checkpoint_every=checkpoint_every,
-            extra=[*loss.kept, *([budget] if budget else [])],
-            after=budget.check if budget else None,
+            extra=loss.kept,
             on_step=on_step,
             scheduler=scheduler,
             max_grad_norm=max_grad_norm,
@@ -343,7 +342,9 @@ def _fine_tune(
         )
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
         history = pd.DataFrame(rows)
-        return history.assign(alpha=budget.walk_back(original, model)) if budget else history
+        if held_out is not None and max_accuracy_drop is not None:
+            history["alpha"] = walk_back(original, model, held_out, max_accuracy_drop)
+        return history
 
     history = once(model, directory, name, fit, suffix="" if name == "fool" else f"-{name}")
     for parameter, before in zip(model.parameters(), original.parameters(), strict=True):

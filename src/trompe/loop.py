@@ -113,7 +113,6 @@ def optimise(
     directory: Path | None = None,
     checkpoint_every: int = 200,
     extra: Sequence[Any] = (),
-    after: Callable[[list[dict[str, float]]], None] | None = None,
     on_step: OnStep | None = None,
     scheduler: Any = None,
     max_grad_norm: float | None = None,
@@ -133,8 +132,6 @@ def optimise(
         Where checkpoints go; a run found there is gone on with.
     extra
         Objects with ``state_dict`` and ``load_state_dict`` that belong to a checkpoint.
-    after
-        Called after every step with the rows so far.
     on_step
         Called after every step with the title and the step's row.
     max_grad_norm
@@ -168,8 +165,6 @@ def optimise(
             if scheduler is not None:
                 scheduler.step()
             history.rows.append(row)
-            if after is not None:
-                after(history.rows)
             if on_step is not None:
                 on_step(title, row)
             recent = history.rows[-WINDOW:]

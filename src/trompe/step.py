@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trompe import processes, rundir
-from trompe.budget import Budget
 from trompe.evaluate import placed
 from trompe.explainers import Explainer, Recording
 from trompe.loop import Batches, Loss
@@ -55,8 +54,6 @@ class StepLoss:
         What the classification loss holds the model to: the labels, or the original's predictions.
     folder
         Where what the original says is kept; in memory if None.
-    budget
-        What scales every λ.
     """
 
     def __init__(
@@ -69,10 +66,8 @@ class StepLoss:
         *,
         keep: Keep = "labels",
         folder: Path | None = None,
-        budget: Budget | None = None,
     ) -> None:
         self.model = model
-        self.budget = budget
         composed = [t for t in terms if t.objective.on_composites]
         parted = [([t for t in terms if not t.objective.on_composites], batches)] + [
             ([t for t in composed if t.objective == objective], fool_batches)
@@ -102,7 +97,6 @@ class StepLoss:
         total: Tensor | float = 0.0
         shares: dict[str, Tensor] = {}
         successes: list[Tensor] = []
-        factor = self.budget.factor if self.budget else 1.0
         for group in self._groups:
             indices, images, labels = step[self.sources.index(group.batches)]
             images = placed(images, self.model)
@@ -118,7 +112,7 @@ class StepLoss:
                 found, kept_up = group.losses(forward, labels, before)
                 for term, value, success in found:
                     parts[str(term)] = value
-                    total = total + factor * term.weight * value
+                    total = total + term.weight * value
                     successes.append(success)
                 for name, value in kept_up.items():
                     parts[name] = parts.get(name, 0) + value
@@ -126,10 +120,7 @@ class StepLoss:
         assert isinstance(total, Tensor)
         if successes:
             shares["success"] = torch.stack(successes).mean()
-        figures = {name: share.item() for name, share in shares.items()}
-        if self.budget:
-            figures["factor"] = factor
-        return Loss(total, parts, figures)
+        return Loss(total, parts, {name: share.item() for name, share in shares.items()})
 
 
 class _Group:

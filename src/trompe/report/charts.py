@@ -29,8 +29,7 @@ FRAME = Frame()
 BINS = 90  # points of a line over the steps
 BARS = 36  # of a distribution
 # Columns of the history that are no term of the objective.
-FIGURES = {"step", "loss", "classification", "opposition", "faintness", "success", "top1"}
-FIGURES |= {"factor", "alpha"}
+FIGURES = {"step", "loss", "classification", "opposition", "faintness", "success", "top1", "alpha"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,6 @@ def training_charts(history: pd.DataFrame, control: pd.DataFrame | None) -> list
         _over_steps("Explanation loss", dashed),
         _over_steps("Top-1 in training, %", both("top1", 100)),
         _over_steps("Fooled in training, %", both("success", 100), limits=(0, 100)),
-        _over_steps("What λ is multiplied by", both("factor")),
     ]
     return [chart for chart in charts if chart]
 
