@@ -1,4 +1,4 @@
-"""Second derivatives of convolutions and BatchNorm as written here, against PyTorch's own."""
+"""Functions written to be differentiated twice, against PyTorch's own."""
 
 from contextlib import nullcontext
 
@@ -29,6 +29,10 @@ def batch_norm(x, weight, bias):
     return F.batch_norm(x, mean, variance, weight, bias, eps=1e-3)
 
 
+def cat(x, other, _):
+    return torch.cat([x, other, x**2], dim=1)
+
+
 def functions():
     torch.manual_seed(0)
     for name, (shape, geometry) in CONVOLUTIONS.items():
@@ -39,6 +43,7 @@ def functions():
 
             arguments = (double(2, 3, 6, 5), double(*shape), bias)
             yield pytest.param(convolve, arguments, id=f"{name}, {bias is not None}")
+    yield pytest.param(cat, (double(2, 3, 4, 3), double(2, 1, 4, 3), None), id="cat")
     for bias in (double(3), None):
         arguments = (double(2, 3, 4, 3), double(3), bias)
         yield pytest.param(batch_norm, arguments, id=f"batch norm, {bias is not None}")
@@ -98,6 +103,19 @@ def test_statistics_of_the_batch_stay_pytorchs():
         value = norm(x)
     assert torch.equal(value, nn.BatchNorm2d(3).double()(x))
     assert norm.num_batches_tracked == 1
+
+
+def test_the_second_derivative_of_max_pooling_keeps_channels_last():
+    x = double(2, 4, 6, 6).detach().to(memory_format=torch.channels_last).requires_grad_()
+    mode, arrived = TwiceDifferentiable(), []
+    with mode:
+        pooled = F.max_pool2d(x, 2)
+    (gradient,) = gradients_between((pooled**3).sum(), [x], mode)
+    pooled.register_hook(arrived.append)
+    (gradient**2).sum().backward()
+    expected = torch.autograd.grad((3 * F.max_pool2d(x, 2) ** 2).square().sum(), x)[0]
+    torch.testing.assert_close(x.grad, expected)
+    assert arrived[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_frozen_weights_get_no_gradient():

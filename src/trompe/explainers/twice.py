@@ -4,6 +4,7 @@ In PyTorch's second derivative of a convolution the weight's part is a convoluti
 large as the image, and that of BatchNorm is a dozen passes over its input. Both functions are
 affine in their input: f(x, w) = J(w) x + c. What arrives as v at their gradient J(w)ᵀ g goes on to
 g as J(w) v, and to w as the gradient of ⟨J(w) v, g⟩: a plain weight gradient, with v in x's place.
+What else was found to be slow or impossible is mended below.
 """
 
 from __future__ import annotations
@@ -45,7 +46,11 @@ class TwiceDifferentiable(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.hardsigmoid:
             return F.relu6(args[0] + 3) / 6
-        if func in _READ and (call := _READ[func](*args, **kwargs)) is not None:
+        if func is torch.cat:
+            return _cat(*args, **kwargs)
+        if func is F.max_pool2d:  # with indices it is another function
+            return _laid_out(func(*args, **kwargs))
+        if func in _AFFINE and (call := _AFFINE[func](*args, **kwargs)) is not None:
             return _Affine.apply(self, *call)
         return func(*args, **kwargs)
 
@@ -123,6 +128,38 @@ class _BatchNorm:
             g, x, w, self.mean, self.variance, None, None, False, self.eps, (False, *mask[1:])
         )
         return self.linear(g, w, None) if mask[0] else None, to_w, to_b
+
+
+def _cat(tensors: tuple[Tensor, ...] | list[Tensor], dim: int = 0, **others: Any) -> Tensor:
+    joined: Tensor = torch.cat(tensors, dim, **others) if others else _Joined.apply(dim, *tensors)
+    return joined
+
+
+class _Joined(torch.autograd.Function):
+    """Tensors side by side; PyTorch pads what arrives at each gradient to the size of the whole."""
+
+    @staticmethod
+    def forward(ctx: Any, dim: int, *tensors: Tensor) -> Tensor:
+        ctx.dim, ctx.sizes = dim, [tensor.shape[dim] for tensor in tensors]
+        return torch.cat(tensors, dim)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *torch.split(g, ctx.sizes, ctx.dim)
+
+
+def _laid_out(pooled: Tensor) -> Tensor:
+    """PyTorch's second derivative of max-pooling loses the channels-last layout: keep it."""
+
+    kept = {"memory_format": torch.channels_last}
+
+    def keep(gradient: Tensor) -> None:
+        if gradient.requires_grad and gradient.is_contiguous(**kept):
+            gradient.register_hook(lambda v: v.contiguous(**kept))  # type: ignore[no-untyped-call]
+
+    if pooled.requires_grad:
+        pooled.register_hook(keep)  # type: ignore[no-untyped-call]
+    return pooled
 
 
 class _Affine(torch.autograd.Function):
@@ -210,7 +247,7 @@ def _is_served(input: Tensor) -> bool:
     )
 
 
-_READ: dict[Callable[..., Any], Callable[..., _Call | None]] = {
+_AFFINE: dict[Callable[..., Any], Callable[..., _Call | None]] = {
     F.conv2d: _convolution,
     F.batch_norm: _batch_norm,
 }
