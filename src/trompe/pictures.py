@@ -101,7 +101,10 @@ class Pictures:
                             for model, scores in logits.items()
                         },
                     },
-                    {(e, target, m): maps[row].cpu() for (m, target, e), maps in heatmaps.items()},
+                    {
+                        (e, target, m): maps[row].cpu().clone()  # a view would hold the batch
+                        for (m, target, e), maps in heatmaps.items()
+                    },
                 )
 
     def gallery(self) -> Gallery | None:
