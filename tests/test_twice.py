@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
+from trompe import LRP, GradCAM, SimpleGrad
 from trompe.explainers.twice import TwiceDifferentiable, gradients_between
 
 CONVOLUTIONS = {
@@ -123,3 +125,31 @@ def test_frozen_weights_get_no_gradient():
     _, gradient, second = penalty(F.conv2d, (x, weight, None), None, [x])
     _, found, again = penalty(F.conv2d, (x, weight, None), TwiceDifferentiable(), [x])
     torch.testing.assert_close((found, again), (gradient, second))
+
+
+class Checkpointed(nn.Module):
+    """A small network that may compute its features again in the backward pass."""
+
+    def __init__(self, again):
+        super().__init__()
+        self.again = again
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+    def forward(self, x):
+        if self.again:
+            return self.head(checkpoint(self.features, x, use_reentrant=False))
+        return self.head(self.features(x))
+
+
+@pytest.mark.parametrize("explainer", [GradCAM(layer="features"), SimpleGrad(), LRP()], ids=str)
+def test_models_with_checkpoints_of_their_own(explainer):
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        model, images = Checkpointed(again).eval(), torch.randn(2, 3, 8, 8)
+        with explainer.record(model) as forward:
+            logits = forward(images)
+            loss = forward.maps(0).square().sum() + logits.square().sum()
+        found.append(torch.autograd.grad(loss, [*model.parameters()]))
+    torch.testing.assert_close(*found)

@@ -46,6 +46,8 @@ class TwiceDifferentiable(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.hardsigmoid:
             return F.relu6(args[0] + 3) / 6
+        if _is_checkpointed():
+            return func(*args, **kwargs)
         if func is torch.cat:
             return _cat(*args, **kwargs)
         if func is F.max_pool2d:  # with indices it is another function
@@ -53,6 +55,12 @@ class TwiceDifferentiable(TorchFunctionMode):
         if func in _AFFINE and (call := _AFFINE[func](*args, **kwargs)) is not None:
             return _Affine.apply(self, *call)
         return func(*args, **kwargs)
+
+
+def _is_checkpointed() -> bool:
+    """Whether the model's own checkpointing will run this again, and expects the same tensors."""
+    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None
 
 
 def gradients_between(
