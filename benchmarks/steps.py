@@ -31,7 +31,7 @@ class Augmented(TensorDataset):
 def candidates(name: str, size: int) -> dict[str, tuple[Work, str, float | None]]:
     """From a candidate's name to its step, what it is compared with, and the ratio aimed at."""
     model, original = network(name), network(name)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-8, fused=True)
     images, labels = batch(size), torch.arange(8) % 10
     layer = PAPERS_LAYERS[name]
     cam, lrp, simple = (kind(layer=layer) for kind in (GradCAM, LRP, SimpleGrad))

@@ -311,7 +311,7 @@ def _fine_tune(
 
     def fit(folder: Path | None) -> pd.DataFrame:
         model.eval().requires_grad_(True)
-        optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
         scheduler = SCHEDULES[schedule](optimizer, lr, steps)
         prepared = accelerator.prepare_model(model, evaluation_mode=True)
         optimizer, scheduler = accelerator.prepare(optimizer, scheduler)

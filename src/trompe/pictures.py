@@ -108,7 +108,10 @@ class Pictures:
                         },
                     },
                     *(
-                        {(e, target, m): maps[row].cpu() for (m, target, e), maps in kind.items()}
+                        {
+                            (e, target, m): maps[row].cpu().clone()  # a view would hold the batch
+                            for (m, target, e), maps in kind.items()
+                        }
                         for kind in (heatmaps, signed)
                     ),
                 )

@@ -98,7 +98,9 @@ def train(
 
     def fit(folder: Path | None) -> pd.DataFrame:
         torch.manual_seed(seed)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=lr, weight_decay=weight_decay, fused=True
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
         prepared, optimizer, schedule = accelerator.prepare(model.train(), optimizer, schedule)
 

@@ -11,13 +11,12 @@ from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from trompe import specs
 from trompe.errors import TrompeError
 from trompe.explainers.relevance import Composite, Observer, Tape, Value, propagate
+from trompe.explainers.twice import TwiceDifferentiable, gradients_between
 from trompe.maps import full_precision, min_max
 from trompe.models.layers import evaluation_mode, find_layer, get_layer
 
@@ -235,19 +234,9 @@ class Recorded:
             return live
 
         taps = dict.fromkeys(gradients | relevance, tap)
+        self.twice = TwiceDifferentiable() if self.differentiable else None
         recorder = self.tape if relevance else nullcontext()
-        self.logits = run(model, images, taps, self.differentiable, recorder)
-
-
-class _TwiceDifferentiable(TorchFunctionMode):
-    """Writes functions whose gradient PyTorch can't differentiate in terms of others."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func is F.hardsigmoid:
-            return F.relu6(args[0] + 3) / 6
-        return func(*args, **(kwargs or {}))
+        self.logits = run(model, images, taps, self.twice, recorder)
 
 
 class Explained:
@@ -265,22 +254,12 @@ class Explained:
         sites = sorted(recorded.gradient_sites, key=str)
         with torch.enable_grad():
             score = recorded.logits.gather(1, self.classes[:, None]).sum()
-        gradients = torch.autograd.grad(
-            score,
-            [recorded.tensors[site] for site in sites],
-            create_graph=recorded.differentiable,
-            retain_graph=True,
-            allow_unused=True,
-        )
-        found = {}
-        for site, gradient in zip(sites, gradients, strict=True):
-            if gradient is None:
-                raise TrompeError(
-                    f"The model's output does not depend on layer '{site.name}'; choose a layer "
-                    "that the output is computed from."
-                )
-            found[site] = full_precision(gradient)
-        return found
+        tensors = [recorded.tensors[site] for site in sites]
+        gradients = gradients_between(score, tensors, recorded.twice, retain_graph=True)
+        return {
+            site: full_precision(_reached(site, gradient))
+            for site, gradient in zip(sites, gradients, strict=True)
+        }
 
     @property
     def score(self) -> Tensor:
@@ -325,13 +304,13 @@ class Explained:
             kept.append(tensor if tensor.requires_grad else tensor.detach().requires_grad_())
             return kept[0].clone()
 
-        differentiable = self.recorded.differentiable
+        twice = self.recorded.twice
         with evaluation_mode(self.recorded.model):
-            logits = run(self.recorded.model, images, {site: tap}, differentiable)
+            logits = run(self.recorded.model, images, {site: tap}, twice)
         with torch.enable_grad():
             score = logits.gather(1, self.classes[:, None]).sum()
-        (gradient,) = torch.autograd.grad(score, kept, create_graph=differentiable)
-        return full_precision(gradient)
+        (gradient,) = gradients_between(score, kept, twice)
+        return full_precision(_reached(site, gradient))
 
     def activation(self, images: Tensor, site: Site) -> Tensor:
         """The tensor at ``site`` in an extra pass, in evaluation mode."""
@@ -342,8 +321,17 @@ class Explained:
             return tensor.clone()
 
         with evaluation_mode(self.recorded.model):
-            run(self.recorded.model, images, {site: tap}, self.recorded.differentiable)
+            run(self.recorded.model, images, {site: tap}, self.recorded.twice)
         return kept[0]
+
+
+def _reached(site: Site, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        raise TrompeError(
+            f"The model's output does not depend on layer '{site.name}'; choose a layer that the "
+            "output is computed from."
+        )
+    return gradient
 
 
 Tap = Callable[[Site, Tensor], Tensor]
@@ -353,14 +341,15 @@ def run(
     model: nn.Module,
     images: Tensor,
     taps: Mapping[Site, Tap],
-    differentiable: bool,
+    twice: TwiceDifferentiable | None,
     recorder: AbstractContextManager[Any] | None = None,
 ) -> Tensor:
     """One forward pass in which each tap may keep and replace the tensor at its site."""
+    differentiable = twice is not None
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(differentiable))
-        stack.enter_context(_TwiceDifferentiable() if differentiable else nullcontext())
+        stack.enter_context(twice or nullcontext())
         stack.enter_context(recorder or nullcontext())
         images = images.clone() if images.is_inference() else images
         images = images if differentiable else images.detach()
