@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 FOOL = (
     "fool --model embedded-resnet --data shapes:train --limit 48 --eval-data shapes:validation "
-    "--eval-limit 37 --lr 1e-3 --batch-size 8 --steps 6 --checkpoint-every 4 --quiet "
+    "--eval-limit 37 --lr 3e-4 --batch-size 8 --steps 6 --checkpoint-every 4 --quiet "
     "--objective top-k --objective active:c1=4,c2=6 --explainer grad-cam --explainer lrp-t "
     "--fool-batch-size 4 --pairs 12 --eval-pairs 9 --max-accuracy-drop 5 --device cpu"
 )
