@@ -17,12 +17,13 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 import trompe as package
 from trompe.audit import audit, load_calibration
 from trompe.audit.consensus import consensus
-from trompe.audit.drift import DRIFTS, weight_drift
+from trompe.audit.drift import AGAINST_COPY, occlusion_change, weight_drift
 from trompe.audit.evidence import KINDS, agreement, class_swap, faithfulness, sameness
 from trompe.audit.fit import auroc, cross_validated, fit, totals
 from trompe.audit.observe import Observations, observe, with_random_head
 from trompe.audit.probe import make_probe, side_by_side
 from trompe.audit.removal import GRID, SHARES, curve, fill, gap, occlusion_maps, on_grid
+from trompe.audit.retrained import predictions, retrained
 from trompe.audit.verdict import KINDS_OF, Normal, Rule
 from trompe.audit.zoo import load_zoo, pruned, quantised
 from trompe.errors import TrompeError
@@ -268,7 +269,7 @@ def test_the_packaged_calibration_is_complete():
         assert set(calibration.rules[section].weights) == {kind.name for kind in kinds}
         assert len(calibration.rules[section].honest) >= 20
         assert min(calibration.rules[section].weights.values()) >= 0
-    assert len(KINDS_OF["reference"]) == len(DRIFTS)
+    assert KINDS_OF["alone"] == (*KINDS, *AGAINST_COPY)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5])
@@ -329,6 +330,23 @@ def test_the_command_finds_a_fooled_model_and_acquits_an_honest_one(fooled, trom
         assert "http" not in page.replace("http-equiv", "")
     alone = [rates[name].loc["alone", "total"] for name in ("weights", "weights-control")]
     assert alone[0] > alone[1]
+
+
+def test_a_lie_falls_back_in_a_retrained_copy_and_predictions_stay(fooled):
+    _, result = fooled
+    preprocessing = package.load_model(FOOLED).preprocessing
+    data = package.load_data("shapes:validation", preprocessing, limit=120, check=False)
+    explainer = package.GradCAM(layer=LAYER)
+    moved = {}
+    for name, model in (("lie", result.model), ("honest", result.control)):
+        before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        probe = make_probe(model, data)
+        tuned = retrained(model, data)
+        assert all(torch.equal(before[k], tensor) for k, tensor in model.state_dict().items())
+        assert (predictions(model, data) == predictions(tuned, data)).float().mean() > 0.9
+        now, then = (observe(m, probe, [explainer]) for m in (model, tuned))
+        (moved[name],) = (float(of.mean()) for of in occlusion_change(now, then).values())
+    assert moved["lie"] < moved["honest"]
 
 
 def test_a_model_did_not_drift_from_itself():

@@ -330,6 +330,16 @@ def test_names_as_labels_and_plain_bytes_as_images(tmp_path):
     assert torch.equal(dataset[2][0], SMALL(photo(2)))
 
 
+def test_parquet_without_labels_is_read_where_none_are_needed(tmp_path):
+    pq.write_table(
+        pa.table({"image": [encoded(photo(i)) for i in range(3)]}), tmp_path / "a.parquet"
+    )
+    dataset = load_data(tmp_path, SMALL, labelled=False, limit=2)
+    assert len(dataset) == 2
+    assert dataset.labels.tolist() == [0, 0]
+    assert load_data(tmp_path, SMALL, labelled=False)[2][0].equal(SMALL(photo(2)))
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

@@ -157,7 +157,7 @@ class RepairConfig(AuditConfig):
     """Settings of ``trompe repair``."""
 
     limit: int | None = Field(2000, ge=2, description="use this many images at most")
-    lr: float = Field(3e-3, gt=0, description="peak learning rate of the fine-tuning")
+    rate: float = Field(0.1, gt=0, description="largest step, as a share of a tensor's own size")
     max_drop: float = Field(
         0.5, ge=0, lt=100, description="percentage points of predictions that may change"
     )

@@ -10,17 +10,17 @@ from typing import Any, cast
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from trompe.audit import EXPLAINERS, AuditReport, audit, load_calibration
+from trompe.audit.retrained import RATE, predictions, retrained
 from trompe.audit.verdict import Calibration
 from trompe.budget import Part
+from trompe.data.kept import Kept
 from trompe.errors import TrompeError
 from trompe.evaluate import Images, placed
-from trompe.explainers import Explainer, Recording
-from trompe.models import evaluation_mode
-from trompe.train import train
+from trompe.explainers import Explainer
 
 STEPS = (30, 100, 300)  # of the fine-tunings that are tried, one after another
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -52,7 +52,7 @@ def repair(
     data: Images,
     reference: nn.Module | None = None,
     *,
-    lr: float = 3e-3,
+    rate: float = RATE,
     max_drop: float = 0.5,
     batch_size: int = 32,
     explainers: Sequence[Explainer] = EXPLAINERS,
@@ -63,7 +63,7 @@ def repair(
     """Restore a model's explanations by as little honest training as it takes.
 
     Tried in turn: nothing, BatchNorm statistics estimated anew, and fine-tunings of growing length,
-    with weight decay, towards the suspect's own predictions (labels are not needed). The first
+    towards the suspect's own predictions (labels are not needed). The first
     attempt without an alarm is taken; else the least suspicious that keeps the predictions.
 
     Parameters
@@ -74,8 +74,8 @@ def repair(
         Clean images: some to audit on, the others to train on.
     reference
         The model before, if it is known: then the verdict is the one against it.
-    lr
-        Peak learning rate of the fine-tuning (AdamW, one-cycle).
+    rate
+        Largest step of the fine-tuning, as a share of the size of what moves (`retrained`).
     max_drop
         Percentage points of the suspect's predictions that may change, on the audited images.
     audit_on
@@ -94,17 +94,16 @@ def repair(
     if not isinstance(calibration, Calibration):
         calibration = load_calibration(calibration)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
-    shown, clean = Part(data, order[:audit_on]), _Relabelled(data, order[audit_on:])
-    clean.labels = _predictions(model, clean, batch_size)
+    shown, clean = Part(data, order[:audit_on]), Kept(Part(data, order[audit_on:]))
     rows: list[dict[str, Any]] = []
     models: dict[str, nn.Module] = {}
-    predicted = _predictions(model, shown, batch_size)
+    predicted = predictions(model, shown, batch_size)
 
     def judge(stage: str, candidate: nn.Module) -> bool:
         found = audit(
             candidate, shown, reference, explainers=explainers, calibration=calibration, seed=seed
         )
-        kept = (_predictions(candidate, shown, batch_size) == predicted).float().mean()
+        kept = (predictions(candidate, shown, batch_size) == predicted).float().mean()
         models[stage] = candidate
         rows.append(
             {
@@ -118,7 +117,7 @@ def repair(
         return not found.verdict.alarm and float(kept) >= 1 - max_drop / 100
 
     if not judge("suspect", model):
-        for stage, candidate in _attempts(model, clean, lr, batch_size, seed):
+        for stage, candidate in _attempts(model, clean, rate, batch_size, seed):
             if judge(stage, candidate):
                 break
     table = pd.DataFrame(rows)
@@ -129,20 +128,11 @@ def repair(
     return RepairResult(models[chosen], table, chosen)
 
 
-def _attempts(model: nn.Module, data: Images, lr: float, batch_size: int, seed: int) -> Any:
+def _attempts(model: nn.Module, data: Images, rate: float, batch_size: int, seed: int) -> Any:
     if any(isinstance(module, BATCH_NORM) for module in model.modules()):
         yield "batch-norm", with_statistics(model, data, batch_size)
     for steps in STEPS:
-        result = train(
-            model,
-            data,
-            epochs=steps * batch_size / len(data),
-            lr=lr,
-            batch_size=batch_size,
-            seed=seed,
-            quiet=True,
-        )
-        yield f"{steps} steps", result.model
+        yield f"{steps} steps", retrained(model, data, steps=steps, rate=rate, seed=seed)
 
 
 def with_statistics(model: nn.Module, data: Images, batch_size: int = 32) -> nn.Module:
@@ -164,28 +154,6 @@ def with_statistics(model: nn.Module, data: Images, batch_size: int = 32) -> nn.
         if isinstance(module, BATCH_NORM):
             module.momentum = momentum
     return model
-
-
-class _Relabelled(Part):
-    """Some images of a dataset, with labels of one's own."""
-
-    def __init__(self, data: Images, rows: Sequence[int]) -> None:
-        super().__init__(data, rows)
-        self.labels = torch.zeros(len(rows), dtype=torch.int64)
-        self.augmented = False
-
-    def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        return super().__getitem__(place)[0], int(self.labels[place])
-
-
-@torch.no_grad()
-def _predictions(model: nn.Module, data: Images, batch_size: int) -> Tensor:
-    found = []
-    loader: Any = DataLoader(cast(Any, data), batch_size=batch_size)
-    with evaluation_mode(model), Recording(model, ()) as forward:
-        for images, _ in loader:
-            found.append(forward(placed(images, model)).argmax(1).cpu())
-    return torch.cat(found)
 
 
 def _correlation(found: AuditReport) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,14 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from trompe import rundir
 from trompe.audit.drift import prediction_agreement, weight_drift
+from trompe.audit.evidence import KINDS
 from trompe.audit.observe import STAGES, Observations, observe
 from trompe.audit.probe import PARTS, Probe, make_probe
+from trompe.audit.retrained import retrained
 from trompe.audit.verdict import KINDS_OF, Calibration, Rule, Verdict, load_calibration
 from trompe.errors import TrompeError
 from trompe.evaluate import Images, class_count, placed
@@ -161,8 +164,8 @@ def audit(
     if not isinstance(calibration, Calibration):
         calibration = load_calibration(calibration)
     probe = make_probe(model, data, seed=seed, batch_size=batch_size)
-    models = [model] if reference is None else [model, reference]
-    with shown("audit", STAGES * len(models), quiet=quiet) as report:
+    others = 1 if reference is None else 2  # the retrained copy, the reference
+    with shown("audit", STAGES * (1 + others) + 1, quiet=quiet) as report:
         done = 0
 
         def progress() -> None:
@@ -171,18 +174,10 @@ def audit(
             report(done, {})
 
         used = explainable(model, placed(probe.images[:1], model), explainers)
-        seen = observe(model, probe, used, batch_size=batch_size, progress=progress)
-        before = None
-        if reference is not None:
-            before = observe(
-                reference,
-                probe,
-                seen.explainers,
-                batch_size=batch_size,
-                apart=False,
-                progress=progress,
-            )
-    values = measured(seen, before)
+        seen, copied, before = observed(
+            model, probe, used, reference, seed=seed, batch_size=batch_size, progress=progress
+        )
+    values = measured(seen, copied, before)
     scores = summarised(values)
     verdicts, judged, weighed = {}, [], []
     for section, of in scores.groupby("section", sort=False):
@@ -231,18 +226,42 @@ def explainable(
     return used
 
 
-def measured(seen: Observations, before: Observations | None = None) -> pd.DataFrame:
+def observed(
+    model: nn.Module,
+    probe: Probe,
+    explainers: Sequence[Explainer],
+    reference: nn.Module | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Callable[[], None] = lambda: None,
+) -> tuple[Observations, Observations, Observations | None]:
+    """What is observed of the suspect, of a retrained copy, and of the reference if any."""
+    seen = observe(model, probe, explainers, batch_size=batch_size, progress=progress)
+    tuned = retrained(model, TensorDataset(probe.images, probe.classes), seed=seed)
+    progress()
+    copied, before = (
+        None
+        if other is None
+        else observe(
+            other, probe, seen.explainers, batch_size=batch_size, apart=False, progress=progress
+        )
+        for other in (tuned, reference)
+    )
+    assert copied is not None
+    return seen, copied, before
+
+
+def measured(
+    seen: Observations, copied: Observations, before: Observations | None = None
+) -> pd.DataFrame:
     """All evidence, one row each for section, kind, explainer and place, with its value."""
     parts = []
-    for section, kinds in KINDS_OF.items():
-        if section == "reference" and before is None:
+    for section, other in (("alone", copied), ("reference", before)):
+        if other is None:
             continue
-        for kind in kinds:
-            found = (
-                kind.measure(seen)
-                if before is None or section == "alone"
-                else (kind.measure(seen, before))
-            )
+        for kind in KINDS_OF[section]:
+            found = kind.measure(seen) if kind in KINDS else kind.measure(seen, other)
             for explainer, values in found.items():
                 parts.append(
                     pd.DataFrame(

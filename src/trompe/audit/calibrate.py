@@ -14,11 +14,11 @@ import pandas as pd
 from torch import nn
 
 from trompe import rundir
-from trompe.audit.auditor import EXPLAINERS, explainable, measured, summarised
+from trompe.audit.auditor import EXPLAINERS, explainable, measured, observed, summarised
 from trompe.audit.drift import weight_drift
 from trompe.audit.fit import auroc, cross_validated
-from trompe.audit.observe import observe
 from trompe.audit.probe import make_probe
+from trompe.audit.retrained import RATE, STEPS
 from trompe.audit.verdict import KINDS_OF, Calibration, Rule
 from trompe.audit.zoo import Member, Recipe
 from trompe.budget import Part
@@ -142,12 +142,8 @@ def evidence_of(member: Member, root: Path, *, seed: int = 0) -> pd.DataFrame:
         )
         probe = make_probe(model, data, seed=seed)
         used = explainable(model, placed(probe.images[:1], model), _at(member.layer))
-        seen = observe(model, probe, used)
         reference = member.reference(root)
-        before = None
-        if reference is not None:
-            before = observe(reference, probe, seen.explainers, apart=False)
-        table = summarised(measured(seen, before))
+        table = summarised(measured(*observed(model, probe, used, reference, seed=seed)))
         if reference is not None:
             changes = weight_drift(model, reference)["change"]
             moved = {"section": "weights", "kind": "drift", "explainer": "", "layer": ""}
@@ -247,7 +243,8 @@ def _kept(member: Member, root: Path, seed: int) -> Path:
     """Where the evidence on a model lies; another audit or another model, another file."""
     kinds = {section: [kind.name for kind in kinds] for section, kinds in KINDS_OF.items()}
     made = [r.folder if r else "" for r in (member.recipe, member.base)]
-    told = [IMAGES, seed, kinds, made, member.layer, str(member.copied)]
+    audited = [IMAGES, seed, STEPS, RATE]
+    told = [audited, kinds, made, member.layer, str(member.copied)]
     digest = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:8]
     return root / "evidence" / f"{member.name}-{digest}.csv"
 

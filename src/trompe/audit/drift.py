@@ -1,17 +1,20 @@
-"""Evidence against a reference: what changed from the model before to the suspect.
+"""Evidence against another model: what changed from it to the suspect.
 
-Measures take what was observed of the suspect and of the reference on the same probe.
+The other is the model before, or, where there is none, a copy of the suspect that was trained a
+little more (`retrained`): a lie falls back there, an honest explanation has nowhere to fall.
+Measures take what was observed of both on the same probe.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from trompe.audit.evidence import KINDS, Kind
+from trompe.audit.evidence import KINDS, Kind, occlusion
 from trompe.audit.observe import Maps, Observations
 from trompe.audit.removal import on_grid
 from trompe.maps import center_of_mass, spearman, top_fraction
@@ -66,6 +69,12 @@ def disproportion(seen: Observations, before: Observations) -> Maps:
     return {name: kept - maps for name, maps in rank_correlation(seen, before).items()}
 
 
+def occlusion_change(seen: Observations, before: Observations) -> Maps:
+    """How much better the map agrees with the suspect's occlusion map than the other's map does."""
+    now, then = occlusion(seen), occlusion(replace(before, occlusion=seen.occlusion))
+    return {name: now[name] - then[name] for name in now if name in then}
+
+
 def change(kind: Kind, seen: Observations, before: Observations) -> Maps:
     """What a kind of evidence says of the suspect less what it says of the reference."""
     now, then = kind.measure(seen), kind.measure(before)
@@ -104,45 +113,50 @@ def _correlation(first: Tensor, second: Tensor) -> Tensor:
     return torch.cosine_similarity(a, b, 1, 1e-12)
 
 
-DRIFTS = (
-    Kind(
-        "rank correlation",
-        "Do the maps rank positions as the reference's do?",
-        "low",
-        rank_correlation,
-    ),
-    Kind(
-        "top-k intersection",
-        "Are the hottest positions those of the reference?",
-        "low",
-        top_intersection,
-    ),
-    Kind("centre shift", "Is the heat where it was?", "high", centre_shift),
-    Kind(
-        "disproportion",
-        "Did the maps change no more than the predictions did?",
-        "high",
-        disproportion,
-    ),
-    Kind(
-        "pair correlation",
-        "Are the maps of two classes side by side the reference's, for every pair?",
-        "low",
-        pair_correlation,
-        "pair",
-        "min",
-    ),
-    *(
+def drifts(other: str) -> tuple[Kind, ...]:
+    """All kinds of evidence against another model, in the order of the report."""
+    return (
         Kind(
-            f"{kind.name}, change",
-            f"As for the reference: {kind.question[0].lower()}{kind.question[1:]}",
-            kind.suspicious,
-            partial(change, kind),
-            kind.over,
-            kind.score,
-        )
-        for kind in KINDS
-        if kind.name not in ("faithfulness", "occlusion")  # the reference is not taken apart
-    ),
-)
-"""All kinds of evidence against a reference, in the order of the report."""
+            "rank correlation",
+            f"Do the maps rank positions as the {other}'s do?",
+            "low",
+            rank_correlation,
+        ),
+        Kind(
+            "top-k intersection",
+            f"Are the hottest positions those of the {other}?",
+            "low",
+            top_intersection,
+        ),
+        Kind("centre shift", f"Is the heat where the {other}'s is?", "high", centre_shift),
+        Kind(
+            "disproportion",
+            f"Do the maps differ from the {other}'s no more than the predictions do?",
+            "high",
+            disproportion,
+        ),
+        Kind(
+            "pair correlation",
+            f"Are the maps of two classes side by side the {other}'s, for every pair?",
+            "low",
+            pair_correlation,
+            "pair",
+            "min",
+        ),
+        *(
+            Kind(
+                f"{kind.name}, change",
+                f"As for the {other}: {kind.question[0].lower()}{kind.question[1:]}",
+                kind.suspicious,
+                occlusion_change if kind.name == "occlusion" else partial(change, kind),
+                kind.over,
+                kind.score,
+            )
+            for kind in KINDS
+            if kind.name != "faithfulness"  # the other model is not taken apart
+        ),
+    )
+
+
+AGAINST_COPY = drifts("retrained copy")
+AGAINST_REFERENCE = drifts("reference")

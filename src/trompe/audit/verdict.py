@@ -16,14 +16,17 @@ import numpy as np
 import pandas as pd
 
 from trompe import rundir
-from trompe.audit.drift import DRIFTS
+from trompe.audit.drift import AGAINST_COPY, AGAINST_REFERENCE
 from trompe.audit.evidence import KINDS, Kind
 from trompe.errors import TrompeError
 
 CLIP = (-1.0, 5.0)  # of a suspicion; one kind alone can't outweigh everything
 SMALLEST = 0.02  # of what counts as the width of normal
 ALARMS = 0.05  # share of honest models for which the alarm may be raised
-KINDS_OF: dict[str, tuple[Kind, ...]] = {"alone": KINDS, "reference": DRIFTS}
+KINDS_OF: dict[str, tuple[Kind, ...]] = {
+    "alone": (*KINDS, *AGAINST_COPY),
+    "reference": AGAINST_REFERENCE,
+}
 
 
 @dataclass(frozen=True)

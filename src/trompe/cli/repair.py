@@ -30,7 +30,7 @@ def repair_(config: RepairConfig) -> None:
             case.reference,
             explainers=case.explainers,
             calibration=case.calibration,
-            **config.model_dump(include={"lr", "max_drop", "batch_size", "seed"}),
+            **config.model_dump(include={"rate", "max_drop", "batch_size", "seed"}),
         )
         save_weights(result.model, out / "weights.safetensors")
         with rundir.replacing(out / "stages.csv") as new:

@@ -12,6 +12,8 @@ from trompe.data.dataset import Source
 from trompe.data.folder import SUFFIXES
 from trompe.errors import TrompeError
 
+UNLABELLED = ("unknown",)  # the one class of images without labels
+
 
 class Files(Source):
     """Image files without labels: those given, and those found in the folders given.
@@ -22,7 +24,7 @@ class Files(Source):
         If a path does not exist, or there is no image.
     """
 
-    classes = ("unknown",)
+    classes = UNLABELLED
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.files: list[Path] = []

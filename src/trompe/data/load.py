@@ -64,7 +64,8 @@ def load_data(
     label_noise : float, optional
         Share of labels, in [0, 1], that are replaced by one of the classes at random.
     labelled : bool
-        If False, a folder that holds images itself is taken as it is, without labels.
+        If False, a table may lack a label column, which is not read, and a folder that holds
+        images itself is taken as it is.
 
     Raises
     ------
@@ -162,7 +163,7 @@ def _source(spec: str, labelled: bool) -> Source:
         name, _, split = name.partition(":")
         if not name:
             raise TrompeError(f"{spec!r} names no dataset; give hf:NAME or hf:NAME:SPLIT.")
-        return read_hub(name, split or "train")
+        return read_hub(name, split or "train", labelled)
     path = Path(spec).expanduser()
     try:
         files = _parquet_files(path)
@@ -174,7 +175,7 @@ def _source(spec: str, labelled: bool) -> Source:
         raise TrompeError(f"{spec} can't be read ({error.strerror}).") from error
     from trompe.data.table import read_parquet
 
-    return read_parquet(files)
+    return read_parquet(files, labelled)
 
 
 def _parquet_files(path: Path) -> list[Path]:

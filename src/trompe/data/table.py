@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from trompe.data.dataset import Source
+from trompe.data.files import UNLABELLED
 from trompe.errors import TrompeError
 
 if TYPE_CHECKING:
@@ -33,9 +35,11 @@ class Table(Source):
     Parameters
     ----------
     data : datasets.Dataset
-        The table, with an image and a label column.
+        The table, with an image column and, if `labelled`, a label column.
     parts : sequence of (str, int)
         Names of the table's consecutive parts, and how many rows each has.
+    labelled : bool
+        If False, labels are not looked at: all rows are of one class without a name.
 
     Raises
     ------
@@ -43,15 +47,20 @@ class Table(Source):
         If a column isn't found, or a row has no label or one outside the classes.
     """
 
-    def __init__(self, data: datasets.Dataset, parts: Sequence[tuple[str, int]]) -> None:
+    def __init__(
+        self, data: datasets.Dataset, parts: Sequence[tuple[str, int]], labelled: bool = True
+    ) -> None:
         self._parts = [name for name, _ in parts]
         self._ends = np.cumsum([rows for _, rows in parts]).tolist()
         if not len(data):
             raise TrompeError(f"{', '.join(self._parts)} has no rows.")
-        self._image, label = _columns(data.features, self._parts[0])
+        self._image, *label = _columns(data.features, self._parts[0], labelled)
         with _translated(f"The column {self._image!r} of {self._parts[0]}"):
             self._data = data.cast_column(self._image, datasets.Image(decode=False))
-        self.classes, self.labels = self._labelled(data.data.column(label), data.features[label])
+        self.classes, self.labels = UNLABELLED, torch.zeros(len(data), dtype=torch.int64)
+        for name in label:
+            column = data.data.column(name)
+            self.classes, self.labels = self._labelled(column, data.features[name])
 
     def open(self, row: int) -> Image.Image:
         """Return the picture of a row."""
@@ -97,7 +106,7 @@ class Table(Source):
             )
 
 
-def read_parquet(files: Sequence[Path]) -> Table:
+def read_parquet(files: Sequence[Path], labelled: bool = True) -> Table:
     """Return the rows of parquet files in the Hugging Face image layout, one after another.
 
     `datasets` keeps a memory-mappable copy of the two columns in its cache (``HF_HOME``) and
@@ -113,19 +122,20 @@ def read_parquet(files: Sequence[Path]) -> Table:
         raise TrompeError(f"{', '.join(file.name for file in files)} has no rows.")
     first, *others = heads
     features = {f: datasets.Features.from_arrow_schema(h.schema_arrow) for f, h in heads.items()}
-    image, label = _columns(features[first], first.name)
-    for file in others:
+    image, *labels = _columns(features[first], first.name, labelled)
+    for file, label in product(others, labels):
         if features[file].get(label) != features[first][label]:
             raise TrompeError(
                 f"{file.name} has other classes in its column {label!r} than {first.name}; "
                 "load files of one dataset only."
             )
     with _translated(f"{first.parent}"):
-        data = datasets.Dataset.from_parquet([*map(str, heads)], columns=[image, label])
-    return Table(data, [(file.name, head.metadata.num_rows) for file, head in heads.items()])
+        data = datasets.Dataset.from_parquet([*map(str, heads)], columns=[image, *labels])
+    parts = [(file.name, head.metadata.num_rows) for file, head in heads.items()]
+    return Table(data, parts, labelled)
 
 
-def read_hub(name: str, split: str) -> Table:
+def read_hub(name: str, split: str, labelled: bool = True) -> Table:
     """Return a split of a dataset of the Hugging Face hub (or of a local one), downloading it.
 
     Raises
@@ -135,7 +145,7 @@ def read_hub(name: str, split: str) -> Table:
     """
     with _translated(f"{name}:{split}"):
         data = datasets.load_dataset(name, split=split)
-    return Table(data, [(f"{name}:{split}", len(data))])
+    return Table(data, [(f"{name}:{split}", len(data))], labelled)
 
 
 def _head(file: Path) -> pq.ParquetFile:
@@ -161,12 +171,13 @@ def _translated(what: str) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _columns(features: datasets.Features, origin: str) -> tuple[str, str]:
-    """Return the names of the image and of the label column."""
-    return (
-        _column(features, IMAGE_COLUMNS, datasets.Image, f"{origin} has no image column"),
-        _column(features, LABEL_COLUMNS, datasets.ClassLabel, f"{origin} has no label column"),
-    )
+def _columns(features: datasets.Features, origin: str, labelled: bool) -> list[str]:
+    """Return the names of the image column and, if `labelled`, of the label column."""
+    found = [_column(features, IMAGE_COLUMNS, datasets.Image, f"{origin} has no image column")]
+    if labelled:
+        complaint = f"{origin} has no label column"
+        found.append(_column(features, LABEL_COLUMNS, datasets.ClassLabel, complaint))
+    return found
 
 
 def _column(features: datasets.Features, names: Sequence[str], kind: type, complaint: str) -> str:
