@@ -108,7 +108,8 @@ class TestFool:
             **{"eval_limit": 8, "augment": True, "lr": 1e-4, "schedule": "one-cycle", "steps": 2},
             **{"batch_size": 3, "weight": [3.0], "control": True, "max_accuracy_drop": 7.0},
             **{"seed": 5, "precision": "bf16", "device": "cpu", "checkpoint_every": 1},
-            **{"label_noise": 0.25, "max_grad_norm": 5.0},
+            **{"label_noise": 0.25, "max_grad_norm": 5.0, "keep": "predictions"},
+            **{"held_out": str(photos)},
             **{"corrupt": "skip", "check": False, "objective": ["top-k"], "eval_pairs": 3},
             **{"explainer": ["grad-cam:layer=stage3"], "eval_explainer": ["grad-cam:layer=stage3"]},
         }
@@ -127,7 +128,7 @@ class TestFool:
         unset |= {"tracker", "gallery"}
         assert set(default) - set(given) == unset
         assert all(given[key] != default[key] for key in given if key not in ("model", "device"))
-        assert "drop" in pd.read_csv(out / "history.csv")
+        assert "alpha" in pd.read_csv(out / "history.csv")
 
     def test_active_makes_its_pairs(self, trompe, photos, tmp_path):
         code, _, err = trompe(
