@@ -86,7 +86,6 @@ class Pictures:
         known = {i: p.loss for i, p in self.kept.items()}
         lowest, highest = _extremes(known | dict(zip(indices, losses, strict=True)))
         wanted = self.evenly.union(lowest, highest)
-        signed = {key: by_magnitude(maps) for key, maps in raw.items()}
         self.kept = {i: picture for i, picture in self.kept.items() if i in wanted}
         for row, index in enumerate(indices):
             if index in wanted:
@@ -107,13 +106,14 @@ class Pictures:
                             for model, scores in logits.items()
                         },
                     },
-                    *(
-                        {
-                            (e, target, m): maps[row].cpu().clone()  # a view would hold the batch
-                            for (m, target, e), maps in kind.items()
-                        }
-                        for kind in (heatmaps, signed)
-                    ),
+                    {
+                        (e, target, m): maps[row].cpu().clone()  # a view would hold the batch
+                        for (m, target, e), maps in heatmaps.items()
+                    },
+                    {
+                        (e, target, m): by_magnitude(maps[row : row + 1])[0].cpu()
+                        for (m, target, e), maps in raw.items()
+                    },
                 )
 
     def gallery(self) -> Gallery | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,16 +241,15 @@ def observed(
     seen = observe(model, probe, explainers, batch_size=batch_size, progress=progress)
     tuned = retrained(model, TensorDataset(probe.images, probe.classes), seed=seed)
     progress()
-    copied, before = (
-        None
-        if other is None
-        else observe(
-            other, probe, seen.explainers, batch_size=batch_size, apart=False, progress=progress
-        )
-        for other in (tuned, reference)
+    beside = partial(
+        observe,
+        probe=probe,
+        explainers=seen.explainers,
+        batch_size=batch_size,
+        apart=False,
+        progress=progress,
     )
-    assert copied is not None
-    return seen, copied, before
+    return seen, beside(tuned), None if reference is None else beside(reference)
 
 
 def measured(

@@ -68,6 +68,7 @@ def _fool(config: FoolConfig) -> None:
     objectives = [parse_objective(spec) for spec in config.objective]
     judges = [parse_explainer(spec) for spec in config.eval_explainer or ()] or None
     model, data, eval_data = model_and_data(config)
+    held_out = read_data(config, config.held_out, data.preprocessing)
     fool_data = eval_fool_data = None
     for objective in objectives:
         if isinstance(objective, Active):
@@ -91,7 +92,7 @@ def _fool(config: FoolConfig) -> None:
             objective=objectives,
             weight=config.weight,
             fool_data=fool_data,
-            held_out=read_data(config, config.held_out, data.preprocessing),
+            held_out=held_out,
             eval_data=eval_data,
             eval_fool_data=eval_fool_data,
             eval_explainer=judges,
