@@ -226,6 +226,19 @@ class TestRecording:
         for explainer, map_ in zip(explainers, second, strict=True):
             close(map_, explainer(model, x, 0).detach())
 
+    @pytest.mark.parametrize("explainer", [SmoothGrad(samples=3), IntegratedGradients(steps=3)])
+    def test_an_average_of_given_classes_takes_a_pass_per_part(self, explainer):
+        model, x = make("resnet"), images()
+        given = explainer(model, x, CLASSES)
+        calls = []
+        model.register_forward_hook(lambda *_: calls.append(1))
+        close(explainer(model, x, CLASSES), given.detach())
+        assert len(calls) == 3
+        with explainer.record(model) as forward:
+            assert torch.equal(forward(x), model(x))
+            close(forward.maps(CLASSES), given.detach())
+        assert len(calls) == 3 + 2 + 3
+
     def test_training_step_in_train_mode_updates_statistics_like_any_forward_pass(self):
         model, twin = make("densenet").train(), make("densenet").train()
         twin(images())

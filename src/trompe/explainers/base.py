@@ -100,7 +100,7 @@ class Explainer(ABC):
             If the layer does not exist, has no spatial output, or a class is out of range.
         """
         with evaluation_mode(model), self.record(model) as forward:
-            forward(images)
+            forward.prepare(images)
             maps: Tensor = forward.maps(classes)
             return maps
 
@@ -176,12 +176,16 @@ class Recording:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Run the model once on ``images`` ``[N, 3, H, W]`` and return its logits ``[N, K]``."""
+        recorded = self.prepare(images)
+        return recorded.logits if recorded.differentiable else recorded.logits.detach()
+
+    def prepare(self, images: Tensor) -> Recorded:
+        """Take ``images`` to explain; the model runs on them once something asks for it."""
         self._recorded = None
         self._explainers = tuple(e.resolve(self.model, images[:1]) for e in self._explainers)
         self._sites = tuple(e.site(self.model) for e in self._explainers)
         self._recorded = Recorded(self.model, images, self._explainers)
-        logits = self._recorded.logits
-        return logits if self._recorded.differentiable else logits.detach()
+        return self._recorded
 
     def maps(self, classes: Tensor | int | None = None) -> Any:
         """Raw maps ``[N, h, w]`` of ``classes`` (``[N]``, one int, or None for the predicted)."""
@@ -204,11 +208,11 @@ class Recording:
 
 
 class Recorded:
-    """The tensors of one forward pass that explanations are computed from."""
+    """One forward pass, once its logits are asked for, and the tensors of it that are kept."""
 
     def __init__(self, model: nn.Module, images: Tensor, explainers: Sequence[Explainer]) -> None:
-        gradients = {e.site(model) for e in explainers if e.reads == "gradients"}
-        relevance = {e.site(model) for e in explainers if e.reads == "relevance"}
+        self.gradient_sites = {e.site(model) for e in explainers if e.reads == "gradients"}
+        self.relevance_sites = {e.site(model) for e in explainers if e.reads == "relevance"}
         self.model = model
         self.images = images
         self.differentiable = torch.is_grad_enabled() and (
@@ -216,27 +220,30 @@ class Recorded:
         )
         self.tensors: dict[Site, Tensor] = {}
         self.values: dict[Site, Value] = {}
-        self.gradient_sites = gradients
         self.tape = Tape(model, keep={name for e in explainers for name in e.keeps})
+        self.twice = TwiceDifferentiable() if self.differentiable else None
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Those of the pass, which runs now unless it has."""
 
         def tap(site: Site, tensor: Tensor) -> Tensor:
             live = tensor
             with self.tape.paused():
-                if site in gradients:
+                if site in self.gradient_sites:
                     torch.set_grad_enabled(True)
                     kept = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
                     self.tensors[site] = kept
                     live = kept.clone()
-                if site in relevance:
+                if site in self.relevance_sites:
                     self.values[site] = self.tape.start(tensor, live)
                 else:
                     self.tape.rename(tensor, live)
             return live
 
-        taps = dict.fromkeys(gradients | relevance, tap)
-        self.twice = TwiceDifferentiable() if self.differentiable else None
-        recorder = self.tape if relevance else nullcontext()
-        self.logits = run(model, images, taps, self.twice, recorder)
+        taps = dict.fromkeys(self.gradient_sites | self.relevance_sites, tap)
+        recorder = self.tape if self.relevance_sites else nullcontext()
+        return run(self.model, self.images, taps, self.twice, recorder)
 
 
 class Explained:
@@ -244,8 +251,13 @@ class Explained:
 
     def __init__(self, recorded: Recorded, classes: Tensor | int | None) -> None:
         self.recorded = recorded
-        self.classes = check_classes(classes, recorded.logits)
+        self._given = classes
         self._relevance: dict[tuple[Composite, bool], dict[Value, Tensor]] = {}
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """The explained classes ``[N]``."""
+        return check_classes(self._given, self.recorded.logits)
 
     @cached_property
     def gradients(self) -> dict[Site, Tensor]:
@@ -307,8 +319,9 @@ class Explained:
         twice = self.recorded.twice
         with evaluation_mode(self.recorded.model):
             logits = run(self.recorded.model, images, {site: tap}, twice)
+        classes = self.classes if self._given is None else check_classes(self._given, logits)
         with torch.enable_grad():
-            score = logits.gather(1, self.classes[:, None]).sum()
+            score = logits.gather(1, classes[:, None]).sum()
         (gradient,) = gradients_between(score, kept, twice)
         return full_precision(_reached(site, gradient))
 
