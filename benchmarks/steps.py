@@ -1,6 +1,8 @@
 """A step of `fool` against a plain fine-tuning step of the same network."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +13,13 @@ from benchmarks.networks import PAPERS_LAYERS, batch, network
 from trompe import LRP, Active, CenterMass, GradCAM, Location, SimpleGrad, TopK
 from trompe.loop import Batches
 from trompe.memory import keep_freed_memory
+from trompe.models import checkpointed
 from trompe.step import StepLoss, Term
 
 PLAIN, BOTH = "plain", "plain, two batches"
 ACTIVE = Active(c1=1, c2=2)
+CHECKPOINTED = "grad-cam location, checkpointed"
+OF_MEMORY = ("grad-cam location", "lrp-t top-k", "simple-grad-t top-k", CHECKPOINTED)
 LRP_AIMS = {"vgg19": 1.10, "densenet121": 1.10, "resnet50": 1.20}
 
 
@@ -45,16 +50,17 @@ def candidates(name: str, size: int) -> dict[str, tuple[Work, str, float | None]
 
         return work
 
-    def fooling(explainer, objective, data=TensorDataset) -> Work:
+    def fooling(explainer, objective, data=TensorDataset, saving=nullcontext) -> Work:
         source = Batches(data(images, labels), 8, 0)
         pairs = Batches(data(images, labels), 8, 0) if objective.on_composites else None
         loss = StepLoss(original, model, [Term(explainer, objective, 1.0)], source, pairs)
         batches = [next(s.between(0, 1)) for s in loss.sources]
 
         def work() -> None:
-            total = loss(batches).total
-            optimizer.zero_grad()
-            total.backward()
+            with saving():
+                total = loss(batches).total
+                optimizer.zero_grad()
+                total.backward()
             optimizer.step()
 
         return work
@@ -68,6 +74,8 @@ def candidates(name: str, size: int) -> dict[str, tuple[Work, str, float | None]
     found["grad-cam active"] = (fooling(cam, ACTIVE), BOTH, 1.10)
     found["lrp-t active"] = (fooling(lrp, ACTIVE), BOTH, 1.10)
     found["lrp-t top-k, augmented"] = (fooling(lrp, TopK(), Augmented), PLAIN, 1.40)
+    below = partial(checkpointed, model, images[:1], [layer])
+    found[CHECKPOINTED] = (fooling(cam, Location(), saving=below), PLAIN, None)
     at_input = {"simple-grad": (SimpleGrad(), 2.3), "lrp": (LRP(layer="input"), 3.5)}
     for kind, (explainer, aim) in at_input.items():
         found[f"{kind} location"] = (fooling(explainer, Location()), PLAIN, aim)
@@ -84,7 +92,7 @@ def measure(size: int, rounds: int, quick: bool) -> Iterator[Row]:
         plain_peak = peak_megabytes("steps", name, PLAIN, size) if not quick else None
         for what, (_, base, aim) in steps.items():
             peak = None
-            if plain_peak and what in ("grad-cam location", "lrp-t top-k", "simple-grad-t top-k"):
+            if plain_peak and what in OF_MEMORY:
                 peak = peak_megabytes("steps", name, what, size) / plain_peak
             ratio = seconds[what] / seconds[base]
             yield Row(name, what, base, seconds[what], ratio, aim, peak)

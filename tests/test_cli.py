@@ -109,6 +109,7 @@ class TestFool:
             **{"batch_size": 3, "weight": [3.0], "control": True, "max_accuracy_drop": 7.0},
             **{"seed": 5, "precision": "bf16", "device": "cpu", "checkpoint_every": 1},
             **{"label_noise": 0.25, "max_grad_norm": 5.0, "keep": "predictions"},
+            **{"gradient_checkpointing": True},
             **{"held_out": str(photos)},
             **{"corrupt": "skip", "check": False, "objective": ["top-k"], "eval_pairs": 3},
             **{"explainer": ["grad-cam:layer=stage3"], "eval_explainer": ["grad-cam:layer=stage3"]},

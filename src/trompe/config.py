@@ -92,6 +92,9 @@ class FoolConfig(TuneConfig):
     max_grad_norm: float | None = Field(
         1.0, gt=0, description="scale gradients down to this norm; null in YAML: leave them"
     )
+    gradient_checkpointing: bool = Field(
+        False, description="less memory, more time: run what is below the layers again in backward"
+    )
     batch_size: int = Field(8, ge=1, description="images per step")
     fool_batch_size: int | None = Field(None, ge=1, description="composites per step (active)")
     pairs: int | None = Field(None, ge=1, description="composites to fine-tune on (active)")

@@ -10,6 +10,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -34,6 +35,7 @@ from trompe.evaluate import (
 )
 from trompe.explainers import LRP, Explainer, GradCAM, SimpleGrad
 from trompe.loop import Batches, OnStep, accelerator_for, once, optimise
+from trompe.models import checkpointed
 from trompe.objectives import Objective
 from trompe.step import Keep, StepLoss, Term
 
@@ -98,6 +100,7 @@ def fool(
     run_dir: str | Path | None = None,
     checkpoint_every: int = 200,
     precision: str = "no",
+    gradient_checkpointing: bool = False,
     device: str | None = None,
     gallery: int = 12,
     workers: int = 0,
@@ -164,6 +167,9 @@ def fool(
         Steps between checkpoints.
     precision, device
         ``"no"``, ``"bf16"`` or ``"fp16"``; ``"cpu"``, ``"cuda"`` or None for the best there is.
+    gradient_checkpointing
+        Run parts of the model below the attacked layers once more in backward instead of keeping
+        what they computed: less memory, more time, the same result (`models.checkpointed`).
     gallery
         How many images `evaluate` keeps with their heatmaps, evenly drawn.
     workers
@@ -220,6 +226,7 @@ def fool(
         "control": control,
         **limits,
         "precision": precision,
+        "gradient_checkpointing": gradient_checkpointing,
         "device": device,
         "checkpoint_every": checkpoint_every,
     }
@@ -247,6 +254,7 @@ def fool(
                 max_grad_norm=max_grad_norm,
                 precision=precision,
                 device=device,
+                checkpointed_on=sample if gradient_checkpointing else None,
                 name=name,
                 directory=directory,
                 checkpoint_every=checkpoint_every,
@@ -298,6 +306,7 @@ def _fine_tune(
     max_grad_norm: float | None,
     precision: str,
     device: str | None,
+    checkpointed_on: Tensor | None,
     name: str,
     directory: Path | None,
     checkpoint_every: int,
@@ -308,6 +317,9 @@ def _fine_tune(
 ) -> tuple[nn.Module, pd.DataFrame]:
     accelerator = accelerator_for(device, precision)
     model = copy.deepcopy(original).to(accelerator.device)
+    saving: AbstractContextManager[None] = nullcontext()
+    if checkpointed_on is not None:
+        saving = checkpointed(model, checkpointed_on, [str(t.explainer.layer) for t in terms])
 
     def fit(folder: Path | None) -> pd.DataFrame:
         model.eval().requires_grad_(True)
@@ -324,22 +336,23 @@ def _fine_tune(
             keep=keep,
             folder=folder,
         )
-        rows = optimise(
-            accelerator,
-            prepared,
-            optimizer,
-            loss.sources,
-            loss,
-            steps=steps,
-            title=name,
-            directory=folder,
-            checkpoint_every=checkpoint_every,
-            extra=loss.kept,
-            on_step=on_step,
-            scheduler=scheduler,
-            max_grad_norm=max_grad_norm,
-            quiet=quiet,
-        )
+        with saving:
+            rows = optimise(
+                accelerator,
+                prepared,
+                optimizer,
+                loss.sources,
+                loss,
+                steps=steps,
+                title=name,
+                directory=folder,
+                checkpoint_every=checkpoint_every,
+                extra=loss.kept,
+                on_step=on_step,
+                scheduler=scheduler,
+                max_grad_norm=max_grad_norm,
+                quiet=quiet,
+            )
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
         history = pd.DataFrame(rows)
         if held_out is not None and max_accuracy_drop is not None:

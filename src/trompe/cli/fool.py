@@ -104,6 +104,7 @@ def _fool(config: FoolConfig) -> None:
                     *("lr", "schedule", "steps", "batch_size", "fool_batch_size", "seed"),
                     *("keep", "control", "max_accuracy_drop", "max_grad_norm", "precision"),
                     *("device", "checkpoint_every", "gallery", "workers", "quiet"),
+                    "gradient_checkpointing",
                 }
             ),
         )

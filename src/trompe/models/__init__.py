@@ -1,11 +1,13 @@
 """Models: load one by name or path, find its target layer, keep its mode, save its weights."""
 
+from trompe.models.checkpointing import checkpointed
 from trompe.models.layers import evaluation_mode, find_layer, get_layer
 from trompe.models.load import LoadedModel, load_model
 from trompe.models.weights import save_weights
 
 __all__ = [
     "LoadedModel",
+    "checkpointed",
     "evaluation_mode",
     "find_layer",
     "get_layer",
