@@ -341,7 +341,7 @@ def test_a_lie_falls_back_in_a_retrained_copy_and_predictions_stay(fooled):
     for name, model in (("lie", result.model), ("honest", result.control)):
         before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
         probe = make_probe(model, data)
-        tuned = retrained(model, data)
+        tuned = retrained(model, data, predictions(model, data))
         assert all(torch.equal(before[k], tensor) for k, tensor in model.state_dict().items())
         assert (predictions(model, data) == predictions(tuned, data)).float().mean() > 0.9
         now, then = (observe(m, probe, [explainer]) for m in (model, tuned))

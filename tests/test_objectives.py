@@ -160,6 +160,34 @@ def test_passive_losses_follow_the_definitions(both):
         assert 0 <= expected <= 1 + 1e-9
 
 
+@given(pairs_of_maps(2), st.floats(0.1, 0.3))
+@settings(max_examples=60, deadline=None)
+def test_with_a_margin_only_what_is_short_of_it_is_pushed(both, margin):
+    heat, before = both[0].requires_grad_(), both[1]
+    for kind in (Location, TopK):
+        plain = kind().loss((heat,), (before,))
+        pushed = kind(high=0.3, margin=margin).loss((heat,), (before,))
+        torch.testing.assert_close(pushed, (plain - margin).clamp_min(0))
+    far = CenterMass(margin=margin)
+    loss, (reached,) = far.loss((heat,), (before,)), far.test_loss((heat,), (before,))
+    sides = torch.tensor([max(1, side - 1) for side in heat.shape[1:]])
+    shift = (maps.center_of_mass(heat) - maps.center_of_mass(before)).abs() / sides
+    torch.testing.assert_close(loss, (margin - (shift[:, 0] + shift[:, 1]) / 2).clamp_min(0))
+    assert far.fooled(reached[loss == 0]).all()
+    for objective in (Location(margin=0.1), TopK(margin=margin), far):
+        losses = objective.loss((heat,), (before,))
+        (slope,) = torch.autograd.grad(losses.sum(), heat)
+        assert not slope[losses == 0].any()
+
+
+def test_the_test_loss_does_not_depend_on_the_margin():
+    heat, before = torch.rand(2, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+    for kind in (Location, TopK, CenterMass):
+        (plain,) = kind().test_loss((heat,), (before,))
+        (pushed,) = kind(margin=0.2).test_loss((heat,), (before,))
+        assert torch.equal(plain, pushed)
+
+
 @given(pairs_of_maps(4))
 @settings(max_examples=40, deadline=None)
 def test_active_follows_the_definition(four):
@@ -185,7 +213,7 @@ def test_swapped_maps_are_the_active_optimum():
     assert [c.tolist() for c in objective.classes(torch.tensor([5, 6]))] == [[0, 0], [1, 1]]
 
 
-@given(pairs_of_maps(4), st.floats(0.1, 2))
+@given(pairs_of_maps(4), st.floats(0.5, 2))
 @settings(max_examples=40, deadline=None)
 def test_active_with_a_margin_follows_the_definition(four, margin):
     first, second, first_before, second_before = four
@@ -220,7 +248,14 @@ def test_an_empty_map_gets_no_gradient_that_is_not_a_number():
     assert heat.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("objective", [Location(), TopK(), CenterMass()], ids=str)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *(Location(), TopK(), CenterMass()),
+        *(Location(margin=0.15), TopK(margin=0.1), CenterMass(margin=0.9)),
+    ],
+    ids=str,
+)
 def test_losses_have_the_gradient_of_finite_differences(objective):
     generator = torch.Generator().manual_seed(2)
     before = torch.rand(2, 5, 5, dtype=torch.float64, generator=generator)
@@ -263,6 +298,7 @@ def test_location_masks(tmp_path):
         ("center-mass:low=0.3,high=0.9", CenterMass(low=0.3, high=0.9)),
         ("active:c1=3,c2=8", Active(3, 8)),
         ("active:c1=3,c2=8,margin=1.2", Active(3, 8, margin=1.2)),
+        ("center-mass:margin=0.17", CenterMass(margin=0.17)),
     ],
 )
 def test_specs_round_trip(spec, expected):
@@ -276,7 +312,8 @@ def test_specs_round_trip(spec, expected):
         ("locaton", "did you mean 'location'"),
         ("active", "needs active:c1=...,c2=..."),
         ("active:c1=2,c2=2", "two classes"),
-        ("active:c1=2,c2=3,margin=0", "margin"),
+        ("active:c1=2,c2=3,margin=0.4", "counts as fooled, from 0.5 to 2.0, not 0.4"),
+        ("center-mass:margin=2", "from 0.1 to 1.0, not 2"),
         ("active:c1=2,c2=3,margin=2.1", "margin"),
         ("top-k:fraction=2", "fraction"),
         ("top-k:k=2", "no option 'k'"),

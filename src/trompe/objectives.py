@@ -27,7 +27,16 @@ Maps = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """A fooling: a loss over heatmaps, and a test loss with the interval that counts as fooled."""
+    """A fooling: a loss over heatmaps, and a test loss with the interval that counts as fooled.
+
+    Parameters
+    ----------
+    low, high
+        The interval, ends included.
+    margin
+        Not in the paper: a test loss in the interval at which an image has been fooled well enough
+        and is pushed no further. None: pushed without end, as in the paper.
+    """
 
     name: ClassVar[str]
     needs_original: ClassVar[bool] = True
@@ -35,6 +44,7 @@ class Objective(ABC):
     targets: ClassVar[tuple[str, ...]] = ("label",)
     low: float = field(kw_only=True)
     high: float = field(kw_only=True)
+    margin: float | None = field(default=None, kw_only=True)
 
     def classes(self, labels: Tensor) -> Maps:
         """The classes to explain, one ``[N]`` tensor per target."""
@@ -64,9 +74,18 @@ class Objective(ABC):
             raise TrompeError(
                 f"The interval of {self.name} is empty: low={self.low} is above high={self.high}."
             )
+        if self.margin is not None and not self.low <= self.margin <= self.high:
+            raise TrompeError(
+                f"The margin of {self.name} is a test loss that counts as fooled, from {self.low} "
+                f"to {self.high}, not {self.margin}."
+            )
 
     def __str__(self) -> str:
         return specs.text(self.name, self)
+
+
+def _above(margin: float | None, loss: Tensor) -> Tensor:
+    return loss if margin is None else (loss - margin).relu()
 
 
 def _required(original: Maps | None, objective: Objective) -> Maps:
@@ -100,9 +119,12 @@ class Location(Objective):
             self._given()
 
     def loss(self, maps: Maps, original: Maps | None = None) -> Tensor:
+        """Mean squared distance to the mask, as far as it exceeds the margin."""
+        return _above(self.margin, self._distance(maps))
+
+    def test_loss(self, maps: Maps, original: Maps | None = None) -> tuple[Tensor, ...]:
         """Mean squared distance to the mask."""
-        (heatmap,) = maps
-        return (heatmap - self.mask_for(heatmap)).square().mean((1, 2))
+        return (self._distance(maps).detach(),)
 
     def mask_for(self, heatmap: Tensor) -> Tensor:
         """The mask ``[h, w]`` at the size of ``heatmap`` ``[N, h, w]``."""
@@ -111,6 +133,10 @@ class Location(Objective):
             return border(height, width).to(heatmap)
         given = self._given()[None, None].to(heatmap)
         return F.interpolate(given, (height, width), mode="bilinear", antialias=True)[0, 0]
+
+    def _distance(self, maps: Maps) -> Tensor:
+        (heatmap,) = maps
+        return (heatmap - self.mask_for(heatmap)).square().mean((1, 2))
 
     def _given(self) -> Tensor:
         if isinstance(self.mask, Tensor):
@@ -149,7 +175,14 @@ class TopK(Objective):
             )
 
     def loss(self, maps: Maps, original: Maps | None = None) -> Tensor:
+        """Mean squared heat on the original's top positions, as far as it exceeds the margin."""
+        return _above(self.margin, self._heat(maps, original))
+
+    def test_loss(self, maps: Maps, original: Maps | None = None) -> tuple[Tensor, ...]:
         """Mean squared heat on the original's top positions."""
+        return (self._heat(maps, original).detach(),)
+
+    def _heat(self, maps: Maps, original: Maps | None) -> Tensor:
         (heatmap,), (before,) = maps, _required(original, self)
         chosen = top_fraction(before, self.fraction).to(heatmap)
         return (heatmap.square() * chosen).sum((1, 2)) / chosen.sum((1, 2))
@@ -159,7 +192,8 @@ class TopK(Objective):
 class CenterMass(Objective):
     """The centre of mass moves away: -‖C(I(x, y; w)) - C(I(x, y; w0))‖₁, in positions.
 
-    The test loss is √((Δrow² + Δcolumn²) / 2) / (side - 1), in [0, 1].
+    The test loss is √((Δrow² + Δcolumn²) / 2) / (side - 1), in [0, 1]. With a margin the loss is
+    how far (|Δrow| + |Δcolumn|) / 2 / (side - 1), which is never more than that, falls short of it.
     """
 
     name: ClassVar[str] = "center-mass"
@@ -167,15 +201,19 @@ class CenterMass(Objective):
     high: float = field(default=1.0, kw_only=True)
 
     def loss(self, maps: Maps, original: Maps | None = None) -> Tensor:
-        """Minus the L1 distance between the two centres of mass."""
-        return -self._shift(maps, original).abs().sum(1)
+        """Minus the L1 distance between the two centres of mass, or what the margin lacks of it."""
+        shift = self._shift(maps, original).abs()
+        if self.margin is None:
+            return -shift.sum(1)
+        return (self.margin - (shift / self._sides(maps)).mean(1)).relu()
 
     def test_loss(self, maps: Maps, original: Maps | None = None) -> tuple[Tensor, ...]:
         """Distance between the centres of mass as a share of the largest possible one."""
-        height, width = maps[0].shape[1:]
-        sides = maps[0].new_tensor([max(1, height - 1), max(1, width - 1)])
-        shift = self._shift(maps, original) / sides
+        shift = self._shift(maps, original) / self._sides(maps)
         return (shift.square().mean(1).sqrt().detach(),)
+
+    def _sides(self, maps: Maps) -> Tensor:
+        return maps[0].new_tensor([max(1, side - 1) for side in maps[0].shape[1:]])
 
     def _shift(self, maps: Maps, original: Maps | None) -> Tensor:
         (heatmap,), (before,) = maps, _required(original, self)
@@ -196,11 +234,11 @@ class Active(Objective):
     c1, c2
         Two different class indices.
     margin
-        Not in the paper: instead of that distance, how far each test loss falls short of this
-        much, with Pearson's correlation of the map and the original's ranks in place of s:
+        Instead of that distance, how far each test loss falls short of the margin, with Pearson's
+        correlation of the map and the original's ranks in place of s:
         ½ Σ (margin - ρ(I(a; w), R(b)) + ρ(I(a; w), R(a)))₊ over (a, b) = (c1, c2) and (c2, c1).
         It asks for the other class's order of positions, not for its heat, and where the two
-        maps overlap it pushes away from the own one. Above 0, at most 2.
+        maps overlap it pushes away from the own one.
     """
 
     name: ClassVar[str] = "active"
@@ -210,15 +248,9 @@ class Active(Objective):
     high: float = field(default=2.0, kw_only=True)
     c1: int
     c2: int
-    margin: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.margin is not None and not 0 < self.margin <= 2:
-            raise TrompeError(
-                f"The margin of active is a difference of correlations, above 0 and at most 2, "
-                f"not {self.margin}."
-            )
         if self.c1 == self.c2 or min(self.c1, self.c2) < 0:
             raise TrompeError(
                 "Active fooling swaps the maps of two classes; give both, as in active:c1=3,c2=8."

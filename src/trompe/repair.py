@@ -131,8 +131,10 @@ def repair(
 def _attempts(model: nn.Module, data: Images, rate: float, batch_size: int, seed: int) -> Any:
     if any(isinstance(module, BATCH_NORM) for module in model.modules()):
         yield "batch-norm", with_statistics(model, data, batch_size)
+    predicted = predictions(model, data, batch_size)
     for steps in STEPS:
-        yield f"{steps} steps", retrained(model, data, steps=steps, rate=rate, seed=seed)
+        tuned = retrained(model, data, predicted, steps=steps, rate=rate, seed=seed)
+        yield f"{steps} steps", tuned
 
 
 def with_statistics(model: nn.Module, data: Images, batch_size: int = 32) -> nn.Module:

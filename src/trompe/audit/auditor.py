@@ -239,7 +239,8 @@ def observed(
 ) -> tuple[Observations, Observations, Observations | None]:
     """What is observed of the suspect, of a retrained copy, and of the reference if any."""
     seen = observe(model, probe, explainers, batch_size=batch_size, progress=progress)
-    tuned = retrained(model, TensorDataset(probe.images, probe.classes), seed=seed)
+    images = TensorDataset(probe.images, probe.classes)
+    tuned = retrained(model, images, probe.classes, seed=seed)
     progress()
     beside = partial(
         observe,

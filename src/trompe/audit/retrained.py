@@ -21,9 +21,15 @@ SMOOTHING = 0.1  # of the labels
 
 
 def retrained(
-    model: nn.Module, data: Images, *, steps: int = STEPS, rate: float = RATE, seed: int = 0
+    model: nn.Module,
+    data: Images,
+    predicted: Tensor,
+    *,
+    steps: int = STEPS,
+    rate: float = RATE,
+    seed: int = 0,
 ) -> nn.Module:
-    """A copy that was fine-tuned towards the model's own predictions; labels are not looked at.
+    """A copy that was fine-tuned towards the model's own predictions.
 
     The step is a share of every tensor's own size (Adafactor; Shazeer and Stern, 2018), so that
     one rate does for all architectures; one-cycle schedule.
@@ -34,10 +40,11 @@ def retrained(
         It is not changed.
     data
         Images ``[3, H, W]`` with anything beside them.
+    predicted
+        The class that the model predicts for each, ``[N]``; see `predictions`.
     steps, rate, seed
         Optimiser steps of `BATCH` images, the largest relative step, the seed of order and dropout.
     """
-    labels = predictions(model, data)
     tuned = copy.deepcopy(model).requires_grad_(True).train()
     optimizer: Any = torch.optim.Adafactor(tuned.parameters(), lr=rate)
     schedule = OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=False)
@@ -49,7 +56,7 @@ def retrained(
             images = torch.stack([data[int(row)][0] for row in rows])
             logits = tuned(placed(images, tuned))
             logits = getattr(logits, "logits", logits).float()
-            chosen = labels[rows].to(logits.device)
+            chosen = predicted[rows].to(logits.device)
             optimizer.zero_grad()
             loss: Any = F.cross_entropy(logits, chosen, label_smoothing=SMOOTHING)
             loss.backward()
