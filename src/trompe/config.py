@@ -160,7 +160,7 @@ class RepairConfig(AuditConfig):
     """Settings of ``trompe repair``."""
 
     limit: int | None = Field(2000, ge=2, description="use this many images at most")
-    rate: float = Field(0.1, gt=0, description="largest step, as a share of a tensor's own size")
+    rate: float = Field(0.03, gt=0, description="largest step, as a share of a tensor's own size")
     max_drop: float = Field(
         0.5, ge=0, lt=100, description="percentage points of predictions that may change"
     )

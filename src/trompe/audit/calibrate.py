@@ -84,6 +84,7 @@ def make(recipe: Recipe, root: Path) -> None:
                 fool_data=_pairs(data, objectives),
                 schedule=config.schedule,
                 steps=config.steps,
+                keep=config.keep,
                 **shared,
             ).model
             if any(config.weight):

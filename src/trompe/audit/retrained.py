@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
+from torchvision.transforms import v2
 
 from trompe.evaluate import Images, placed
 from trompe.explainers import Recording
 from trompe.models import evaluation_mode
 
-STEPS, BATCH = 100, 16
-RATE = 0.1  # largest step, as a share of the size of the tensor that moves
+STEPS, BATCH = 200, 16
+RATE = 0.03  # largest step, as a share of the size of the tensor that moves
+AREA = 0.5  # smallest share of an image that a random crop keeps
 SMOOTHING = 0.1  # of the labels
 
 
@@ -29,10 +31,11 @@ def retrained(
     rate: float = RATE,
     seed: int = 0,
 ) -> nn.Module:
-    """A copy that was fine-tuned towards the model's own predictions.
+    """A copy that was fine-tuned towards the model's own predictions, on random crops, mirrored.
 
-    The step is a share of every tensor's own size (Adafactor; Shazeer and Stern, 2018), so that
-    one rate does for all architectures; one-cycle schedule.
+    Crops keep an honest explanation from being lost, so that the fine-tuning can be long enough for
+    a lie to be. The step is a share of every tensor's own size (Adafactor; Shazeer and Stern,
+    2018), so that one rate does for all architectures; one-cycle schedule.
 
     Parameters
     ----------
@@ -43,8 +46,11 @@ def retrained(
     predicted
         The class that the model predicts for each, ``[N]``; see `predictions`.
     steps, rate, seed
-        Optimiser steps of `BATCH` images, the largest relative step, the seed of order and dropout.
+        Optimiser steps of `BATCH` images, the largest relative step, the seed of order, crops
+        and dropout.
     """
+    cropped = v2.RandomResizedCrop(list(data[0][0].shape[-2:]), (AREA, 1.0))
+    varied = v2.Compose([cropped, v2.RandomHorizontalFlip()])
     tuned = copy.deepcopy(model).requires_grad_(True).train()
     optimizer: Any = torch.optim.Adafactor(tuned.parameters(), lr=rate)
     schedule = OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=False)
@@ -53,7 +59,7 @@ def retrained(
         epochs = math.ceil(steps * BATCH / len(data))
         order = torch.cat([torch.randperm(len(data)) for _ in range(epochs)])
         for rows in torch.split(order[: steps * BATCH], BATCH):
-            images = torch.stack([data[int(row)][0] for row in rows])
+            images = torch.stack([varied(data[int(row)][0]) for row in rows])
             logits = tuned(placed(images, tuned))
             logits = getattr(logits, "logits", logits).float()
             chosen = predicted[rows].to(logits.device)
