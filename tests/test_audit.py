@@ -1,6 +1,7 @@
 """The audit: curves and measures against slow ones, properties, the verdict, the command line."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from trompe.audit import audit, load_calibration
 from trompe.audit.consensus import consensus
 from trompe.audit.drift import AGAINST_COPY, occlusion_change, weight_drift
 from trompe.audit.evidence import KINDS, agreement, class_swap, faithfulness, sameness
-from trompe.audit.fit import auroc, cross_validated, fit, totals
+from trompe.audit.fit import RIDGE, auroc, cross_validated, fit, totals
 from trompe.audit.observe import Observations, observe, with_random_head
 from trompe.audit.probe import make_probe, side_by_side
 from trompe.audit.removal import GRID, SHARES, curve, fill, gap, occlusion_maps, on_grid
@@ -197,8 +198,8 @@ def evidence(kinds, models=30, gap=2.0):
     rows = []
     for number in range(models):
         lies = number % 2 == 1
-        for place, kind in enumerate(kinds):
-            away = gap if lies and place < 2 else 0.0
+        for place, (kind, explainer) in enumerate(product(kinds, ("grad-cam", "lrp-t"))):
+            away = gap if lies and place < 3 else 0.0
             sign = 1 if kind.suspicious == "high" else -1
             rows.append(
                 {
@@ -206,7 +207,7 @@ def evidence(kinds, models=30, gap=2.0):
                     "family": f"f{number % 3}",
                     "manipulated": lies,
                     "kind": kind.name,
-                    "explainer": "grad-cam",
+                    "explainer": explainer,
                     "score": sign * (RANDOM.normal() + away),
                 }
             )
@@ -217,11 +218,10 @@ def test_the_fit_is_ridge_logistic_regression():
     rows = evidence(KINDS[:3], models=80)
     rule = fit(rows, KINDS[:3])
     judged = rule.judged(rows, KINDS[:3])
-    table = judged.pivot_table(index="model", columns="kind", values="suspicion")
-    table = table[[kind.name for kind in KINDS[:3]]]
+    table = judged.pivot_table(index="model", columns=["kind", "explainer"], values="suspicion")
     lies = rows.groupby("model")["manipulated"].first().loc[table.index]
-    expected = LogisticRegression(C=1.0, class_weight="balanced").fit(table, lies)
-    weights = np.array([rule.weights[kind.name] for kind in KINDS[:3]])
+    expected = LogisticRegression(C=1 / RIDGE, class_weight="balanced").fit(table, lies)
+    weights = np.array([rule.weights[kind][explainer] for kind, explainer in table])
     np.testing.assert_allclose(weights, expected.coef_[0].clip(0), atol=0.05)
     assert min(weights) >= 0
     ours = totals(rule, rows, KINDS[:3])
@@ -251,7 +251,8 @@ def test_suspicion_grows_towards_the_suspicious_end(first, second, end):
 
 
 def test_evidence_that_was_not_calibrated_weighs_nothing():
-    rule = Rule({"noise": {"grad-cam": Normal(0, 0.5, 1)}}, {"noise": 2.0}, -1.0, (0.0, 1.0, 2.0))
+    normal, weights = {"noise": {"grad-cam": Normal(0, 0.5, 1)}}, {"noise": {"grad-cam": 2.0}}
+    rule = Rule(normal, weights, -1.0, (0.0, 1.0, 2.0))
     scores = pd.DataFrame(
         [
             {"kind": "noise", "explainer": "grad-cam", "score": 0.0},
@@ -268,7 +269,8 @@ def test_the_packaged_calibration_is_complete():
     for section, kinds in KINDS_OF.items():
         assert set(calibration.rules[section].weights) == {kind.name for kind in kinds}
         assert len(calibration.rules[section].honest) >= 20
-        assert min(calibration.rules[section].weights.values()) >= 0
+        weights = calibration.rules[section].weights.values()
+        assert min(weight for by_explainer in weights for weight in by_explainer.values()) >= 0
     assert KINDS_OF["alone"] == (*KINDS, *AGAINST_COPY)
 
 

@@ -48,7 +48,7 @@ class AuditReport:
         By section: ``"alone"``, and ``"reference"`` if there is one.
     evidence
         One row per section, kind and explainer: score, what is normal, suspicion (0 at the median
-        of honest models, 1 where 5 % of them are more suspicious).
+        of honest models, 1 where 5 % of them are more suspicious), what it adds to the verdict.
     marks
         The rows behind the scores: one per kind, explainer and image or pair of classes.
     agreement
@@ -301,12 +301,6 @@ def summarised(values: pd.DataFrame) -> pd.DataFrame:
 
 def _weighed(values: pd.DataFrame, rule: Rule, section: str) -> pd.DataFrame:
     """The values with what each would add to the total if it were the score."""
-    ends = {kind.name: kind.suspicious for kind in KINDS_OF[section]}
-    added = []
-    for kind, explainer, value in zip(
-        values["kind"], values["explainer"].map(family), values["value"], strict=True
-    ):
-        normal = rule.normal.get(kind, {}).get(explainer)
-        suspicion = normal.suspicion(value, ends[kind]) if normal else 0.0
-        added.append(rule.weights.get(kind, 0.0) * suspicion)
-    return values.assign(weighed=added)
+    named = values.assign(explainer=values["explainer"].map(family), score=values["value"])
+    judged = rule.judged(named, KINDS_OF[section])
+    return values.assign(weighed=judged["weighed"].to_numpy())

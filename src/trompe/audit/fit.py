@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from trompe.audit.evidence import Kind
 from trompe.audit.verdict import ALARMS, KINDS_OF, Normal, Rule
 
-RIDGE = 1.0  # penalty on squared weights; one model weighs 1
+RIDGE = 10.0  # penalty on squared weights; one model weighs 1
 Floats = NDArray[np.float64]
 
 
@@ -32,17 +32,20 @@ def fit(evidence: pd.DataFrame, kinds: Sequence[Kind]) -> Rule:
             low, median, high = scores.dropna().quantile([0.05, 0.5, 0.95])
             normal.setdefault(str(kind), {})[str(explainer)] = Normal(low, median, high)
     rule = Rule(normal, {}, 0.0)
-    names = [kind.name for kind in kinds]
     features, lies = _features(rule, evidence, tuple(kinds))
-    weights, intercept = _logistic(features[names].to_numpy(), lies.to_numpy())
-    return Rule(normal, dict(zip(names, weights, strict=True)), intercept)
+    found, intercept = _logistic(features.to_numpy(), lies.to_numpy())
+    each = pd.Series(found, features.columns).groupby(level="kind")
+    weights = {
+        str(kind): {str(explainer): weight for explainer, weight in of.droplevel("kind").items()}
+        for kind, of in each
+    }
+    return Rule(normal, weights, intercept)
 
 
 def totals(rule: Rule, evidence: pd.DataFrame, kinds: Sequence[Kind]) -> pd.Series:
     """The rule's sum for every model."""
-    features, _ = _features(rule, evidence, tuple(kinds))
-    weights = pd.Series(dict(rule.weights))
-    return features[weights.index] @ weights + rule.intercept
+    judged = rule.judged(evidence, tuple(kinds))
+    return judged.groupby("model")["weighed"].sum() + rule.intercept
 
 
 def cross_validated(evidence: pd.DataFrame, section: str) -> tuple[Rule, pd.DataFrame]:
@@ -92,8 +95,8 @@ def _features(
     rule: Rule, evidence: pd.DataFrame, kinds: tuple[Kind, ...]
 ) -> tuple[pd.DataFrame, pd.Series]:
     judged = rule.judged(evidence, kinds)
-    table = judged.pivot_table(index="model", columns="kind", values="suspicion", aggfunc="max")
-    table = table.reindex(columns=[kind.name for kind in kinds]).fillna(0.0)
+    table = judged.pivot_table(index="model", columns=["kind", "explainer"], values="suspicion")
+    table = table.reindex(evidence["model"].unique()).fillna(0.0)
     lies = evidence.groupby("model")["manipulated"].first()
     return table, lies.loc[table.index]
 

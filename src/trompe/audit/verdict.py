@@ -55,8 +55,8 @@ class Rule:
     normal
         By kind and explainer.
     weights, intercept
-        Of the suspicion of each kind, at least 0; the sum is the log-odds of a manipulation where
-        half of the models are manipulated.
+        Of the suspicion of each kind and explainer, at least 0; the sum is the log-odds of a
+        manipulation where half of the models are manipulated.
     honest
         The rule's sum for honest models of families that it was not fitted on, ascending.
     found
@@ -64,7 +64,7 @@ class Rule:
     """
 
     normal: Mapping[str, Mapping[str, Normal]]
-    weights: Mapping[str, float]
+    weights: Mapping[str, Mapping[str, float]]
     intercept: float
     honest: tuple[float, ...] = ()
     found: float = float("nan")
@@ -75,7 +75,9 @@ class Rule:
         return float(np.quantile(self.honest, 1 - ALARMS)) if self.honest else 0.0
 
     def judged(self, scores: pd.DataFrame, kinds: tuple[Kind, ...]) -> pd.DataFrame:
-        """Scores with what is normal and how suspicious they are; NaN where that is unknown.
+        """Scores with what is normal, how suspicious they are, and what that adds to the total.
+
+        Suspicion is NaN where normal is unknown; that adds nothing.
 
         Parameters
         ----------
@@ -86,25 +88,26 @@ class Rule:
         rows = []
         for row in scores.to_dict("records"):
             normal = self.normal.get(row["kind"], {}).get(row["explainer"])
-            known = normal is not None and row["score"] == row["score"]
+            suspicion = np.nan
+            if normal is not None and row["score"] == row["score"]:
+                suspicion = normal.suspicion(row["score"], ends[row["kind"]])
+            weight = self.weights.get(row["kind"], {}).get(row["explainer"], 0.0)
             rows.append(
                 {
                     **row,
                     "normal_low": normal.low if normal else np.nan,
                     "normal_median": normal.median if normal else np.nan,
                     "normal_high": normal.high if normal else np.nan,
-                    "suspicion": normal.suspicion(row["score"], ends[row["kind"]])
-                    if normal and known
-                    else np.nan,
+                    "suspicion": suspicion,
+                    "weighed": weight * suspicion if suspicion == suspicion else 0.0,
                 }
             )
         return pd.DataFrame(rows)
 
     def verdict(self, judged: pd.DataFrame) -> Verdict:
-        """Weigh the most suspicious explainer of every kind."""
-        by_kind = judged.groupby("kind", sort=False)["suspicion"].max()
-        known = by_kind.dropna()
-        shares = {str(k): self.weights.get(str(k), 0.0) * float(s) for k, s in known.items()}
+        """Sum up what all kinds and explainers add."""
+        by_kind = judged.groupby("kind", sort=False)["weighed"].sum()
+        shares = {str(kind): float(weighed) for kind, weighed in by_kind.items()}
         total = self.intercept + sum(shares.values())
         as_high = sum(score >= total for score in self.honest)
         return Verdict(
