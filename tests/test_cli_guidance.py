@@ -41,7 +41,7 @@ class TestList:
     def test_what_must_be_given(self, trompe):
         assert "c1=..., c2=..." in trompe("list", "objectives", "active")[1]
         out = trompe("list", "objectives", "location")[1]
-        assert re.search(r"^ *mask, low=0\.0, high=0\.2\s*$", out, re.MULTILINE)
+        assert re.search(r"^ *mask, low=0\.0, high=0\.2, margin\s*$", out, re.MULTILINE)
 
     def test_a_pattern(self, trompe):
         out = trompe("list", "models", "resnet?0")[1]
