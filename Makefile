@@ -28,7 +28,7 @@ lint: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
 
-# Nothing else should run meanwhile; about half an hour.
+# Nothing else should run meanwhile; it takes more than an hour of one core.
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
