@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trompe import processes, rundir
 from trompe.errors import TrompeError
 from trompe.evaluate import Images, check_labels, class_count, in_turn, placed
+from trompe.explainers.base import logits_of
 from trompe.loop import Batches, Loss, OnStep, accelerator_for, once, optimise
 from trompe.metrics import in_top, rate
 from trompe.models import evaluation_mode
@@ -107,8 +108,7 @@ def train(
         def loss(batches: list[list[Tensor]]) -> Loss:
             _, images, labels = batches[0]
             labels = labels.to(accelerator.device)
-            logits = prepared(placed(images, model))
-            logits = getattr(logits, "logits", logits).float()
+            logits = logits_of(prepared(placed(images, model))).float()
             value = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
             correct = in_top(logits.detach(), labels, 1).float().mean().item()
             return Loss(value, {"classification": value}, {"accuracy": correct})

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from trompe.evaluate import Images, placed
 from trompe.explainers import Recording
+from trompe.explainers.base import logits_of
 from trompe.models import evaluation_mode
 
 STEPS, BATCH = 200, 16
@@ -60,8 +61,7 @@ def retrained(
         order = torch.cat([torch.randperm(len(data)) for _ in range(epochs)])
         for rows in torch.split(order[: steps * BATCH], BATCH):
             images = torch.stack([varied(data[int(row)][0]) for row in rows])
-            logits = tuned(placed(images, tuned))
-            logits = getattr(logits, "logits", logits).float()
+            logits = logits_of(tuned(placed(images, tuned))).float()
             chosen = predicted[rows].to(logits.device)
             optimizer.zero_grad()
             loss: Any = F.cross_entropy(logits, chosen, label_smoothing=SMOOTHING)
