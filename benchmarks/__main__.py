@@ -85,9 +85,9 @@ def main() -> None:
         section, name, candidate, size = options.peak
         print(grown(SECTIONS[section].candidates(name, int(size))[candidate][0]))
         return
-    size, rounds = (64, 0) if options.quick else (224, 2)
+    size, rounds = (64, 0) if options.quick else (224, 3)
     how = (
-        f"`python -m benchmarks`: {processor()}, {torch.get_num_threads()} threads, torch "
+        f"`python -m benchmarks`: {processor()}, threads: {torch.get_num_threads()}, torch "
         f"{torch.__version__}; 8 images of {size} pixels, median of {max(1, rounds)}, ratios "
         "within one process. A ratio is time against what the column *to* says; orange bars miss "
         "their aim."

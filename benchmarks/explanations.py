@@ -17,7 +17,7 @@ from trompe import LRP, GradCAM, IntegratedGradients, SmoothGrad
 from trompe.explainers import Explainer
 
 LAYERS = {"vgg16": "features", "resnet50": "layer4"}
-SAMPLES = 8
+SAMPLES = 4
 
 
 def candidates(name: str, size: int) -> dict[str, tuple[Work, str, float | None]]:

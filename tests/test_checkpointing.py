@@ -124,7 +124,7 @@ def test_a_timm_model_keeps_less():
         assert saved(lambda: model(IMAGE).sum()) < 0.5 * plain
 
 
-def test_where_nothing_can_be_saved():
+def test_where_nothing_can_be_saved(tmp_path):
     model = network("embedded-resnet")
     refused = pytest.raises(TrompeError, match=r"would save nothing.*before input; leave it out")
     with refused, checkpointed(model, IMAGE, ["input"]):
@@ -139,4 +139,6 @@ def test_where_nothing_can_be_saved():
             steps=1,
             quiet=True,
             gradient_checkpointing=True,
+            run_dir=tmp_path / "run",
         )
+    assert not (tmp_path / "run").exists()

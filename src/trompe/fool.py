@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,6 +206,9 @@ def fool(
     if held_out is not None and max_accuracy_drop is None:
         raise TrompeError("held_out is only used with max_accuracy_drop; give both, or neither.")
     terms = [Term(t.explainer.resolve(original, sample), t.objective, t.weight) for t in terms]
+    if gradient_checkpointing:
+        with checkpointed(original, sample, _layers(t for t in terms if t.weight)):
+            pass  # it can be done
     judges = _judges(original, sample, terms, eval_explainer)
     objectives = list(dict.fromkeys(t.objective for t in terms))
     if eval_data is not None:
@@ -319,7 +322,7 @@ def _fine_tune(
     model = copy.deepcopy(original).to(accelerator.device)
     saving: AbstractContextManager[None] = nullcontext()
     if checkpointed_on is not None:
-        saving = checkpointed(model, checkpointed_on, [str(t.explainer.layer) for t in terms])
+        saving = checkpointed(model, checkpointed_on, _layers(terms))
 
     def fit(folder: Path | None) -> pd.DataFrame:
         model.eval().requires_grad_(True)
@@ -364,6 +367,10 @@ def _fine_tune(
         parameter.requires_grad_(before.requires_grad)
         parameter.grad = None
     return model, history
+
+
+def _layers(terms: Iterable[Term]) -> list[str]:
+    return [str(term.explainer.layer) for term in terms]
 
 
 def _terms(
