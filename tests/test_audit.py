@@ -1,6 +1,7 @@
 """The audit: curves and measures against slow ones, properties, the verdict, the command line."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
+from torch.utils.data import TensorDataset
 
 import trompe as package
 from trompe.audit import audit, load_calibration
@@ -27,9 +29,10 @@ from trompe.audit.removal import GRID, SHARES, curve, fill, gap, occlusion_maps,
 from trompe.audit.retrained import predictions, retrained
 from trompe.audit.verdict import KINDS_OF, Normal, Rule
 from trompe.audit.zoo import load_zoo, pruned, quantised
+from trompe.budget import parted
 from trompe.errors import TrompeError
 from trompe.models.embedded import packaged_weights
-from trompe.repair import with_statistics
+from trompe.repair import repair, with_statistics
 
 RANDOM = np.random.default_rng(0)
 
@@ -447,18 +450,56 @@ def test_batch_norm_statistics_are_those_of_the_data():
 
 def test_an_honest_model_is_not_repaired(trompe, tmp_path):
     words = ["repair", "embedded", "--data", "shapes:train", "--limit", "140"]
-    code, said, wrong = trompe(*words, "--out", tmp_path / "out")
+    code, said, wrong = trompe(*words, "--no-labels", "--out", tmp_path / "out")
     assert code == 0, wrong
     assert "Taken: suspect" in said
     stages = pd.read_csv(tmp_path / "out" / "stages.csv")
     assert list(stages["stage"]) == ["suspect"]
+    assert list(stages["accuracy"]) == [1]  # agreement with itself
     again = package.load_model("embedded", tmp_path / "out" / "weights.safetensors").model
     original = package.load_model("embedded").model
     assert torch.equal(again.classifier.weight, original.classifier.weight)
     few = ["repair", "embedded", "--data", "shapes", "--limit", "20"]
     code, _, wrong = trompe(*few, "--out", tmp_path / "few")
     assert code == 2
-    assert "at least 132 images" in wrong
+    assert "at least 100 images" in wrong
+
+
+def test_labels_of_other_classes_are_not_trained_towards():
+    model, preprocessing = package.load_model("embedded")
+    data = package.load_data("shapes:train", preprocessing, limit=120, check=False)
+    other = TensorDataset(torch.stack([data[row][0] for row in range(120)]), data.labels % 3)
+    other.classes = ("ape", "bee", "cat")
+    with pytest.raises(TrompeError, match=r"3 classes and the suspect 8: .*--no-labels"):
+        repair(model, other)
+
+
+def test_a_repair_takes_the_least_suspicious_attempt_that_keeps_the_accuracy():
+    model, preprocessing = package.load_model("embedded")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.15 * weight.std(correction=0) * torch.randn_like(weight))
+    data = package.load_data("shapes:train", preprocessing, limit=400, check=False)
+    calibration = load_calibration()
+    rule = replace(calibration.rules["alone"], honest=(-1e9,))  # nothing is honest enough
+    strict = replace(calibration, rules={**calibration.rules, "alone": rule})
+    found = repair(
+        model,
+        data,
+        steps=(5, 40),
+        explainers=[package.GradCAM()],
+        calibration=strict,
+        max_drop=1.0,
+    )
+    stages = found.stages.set_index("stage")
+    assert {"suspect", "5 steps", "40 steps"} <= set(stages.index)
+    assert found.labelled
+    kept = stages[stages["accuracy"] >= stages["accuracy"]["suspect"] - 0.01]
+    assert found.chosen == kept["total"].idxmin()
+    held_out = parted(data, 0)[1]
+    right = predictions(found.model, held_out) == held_out.labels
+    assert float(right.float().mean()) == pytest.approx(stages["accuracy"][found.chosen])
 
 
 def test_the_consensus_is_the_median_of_mean_ranks():

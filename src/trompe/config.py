@@ -159,10 +159,11 @@ class AuditConfig(DataConfig):
 class RepairConfig(AuditConfig):
     """Settings of ``trompe repair``."""
 
-    limit: int | None = Field(2000, ge=2, description="use this many images at most")
+    limit: int | None = Field(10000, ge=2, description="use this many images at most")
+    labels: bool = Field(True, description="train towards the images' labels, if they have any")
     rate: float = Field(0.03, gt=0, description="largest step, as a share of a tensor's own size")
     max_drop: float = Field(
-        0.5, ge=0, lt=100, description="percentage points of predictions that may change"
+        0.5, ge=0, lt=100, description="percentage points of accuracy that may be lost"
     )
 
 

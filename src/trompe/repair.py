@@ -1,28 +1,31 @@
-"""Undo a lie: the shortest clean fine-tuning, or BatchNorm re-estimation, that ends the alarm."""
+"""Undo a lie: the shortest clean fine-tuning, or BatchNorm re-estimation, that ends it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trompe.audit import EXPLAINERS, AuditReport, audit, load_calibration
 from trompe.audit.retrained import RATE, predictions, retrained
 from trompe.audit.verdict import Calibration
-from trompe.budget import Part
+from trompe.budget import Part, parted
+from trompe.data.files import UNLABELLED
 from trompe.data.kept import Kept
 from trompe.errors import TrompeError
-from trompe.evaluate import Images, placed
+from trompe.evaluate import Images, check_labels, class_count, placed
 from trompe.explainers import Explainer
+from trompe.progress import shown
 
-STEPS = (30, 100, 300)  # of the fine-tunings that are tried, one after another
+STEPS = (100, 400, 1600)  # of the fine-tunings that are tried, one after another
+FEWEST, AUDITED = 100, 300  # images that it takes; of those held out that are audited on
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -33,18 +36,22 @@ class RepairResult:
     Attributes
     ----------
     model
-        The repaired model; the suspect itself if nothing helped.
+        The repaired model; the suspect itself if nothing was better.
     stages
-        One row per attempt, the suspect first: ``stage``, ``alarm``, ``total`` (the verdict's sum),
-        ``agreement`` with the suspect's predictions, ``rank_correlation`` with the reference's maps
-        (mean over explainers; NaN without a reference).
+        One row per attempt, the suspect first: ``stage``, ``alarm`` and ``total`` of the audit
+        without a reference, ``accuracy`` on the images held out (without labels: agreement with
+        the suspect), ``rank_correlation`` with the reference's maps (mean over explainers; NaN
+        without a reference).
     chosen
         The stage that the model comes from.
+    labelled
+        Whether the images' labels were trained towards, or the suspect's own predictions.
     """
 
     model: nn.Module
     stages: pd.DataFrame
     chosen: str
+    labelled: bool
 
 
 def repair(
@@ -52,89 +59,125 @@ def repair(
     data: Images,
     reference: nn.Module | None = None,
     *,
+    labels: bool = True,
+    steps: Sequence[int] = STEPS,
     rate: float = RATE,
     max_drop: float = 0.5,
     batch_size: int = 32,
     explainers: Sequence[Explainer] = EXPLAINERS,
     calibration: Calibration | Path | None = None,
-    audit_on: int = 100,
     seed: int = 0,
+    quiet: bool = True,
 ) -> RepairResult:
     """Restore a model's explanations by as little honest training as it takes.
 
-    Tried in turn: nothing, BatchNorm statistics estimated anew, and fine-tunings of growing length,
-    towards the suspect's own predictions (labels are not needed). The first
-    attempt without an alarm is taken; else the least suspicious that keeps the predictions.
+    Tried in turn: nothing, BatchNorm statistics estimated anew, and fine-tunings of growing length.
+    Without a reference the first attempt that looks like the median honest model is taken, else the
+    least suspicious. With one, all are made, and the maps nearest to the reference's are taken.
 
     Parameters
     ----------
     model
         The suspect; it is not changed.
     data
-        Clean images: some to audit on, the others to train on.
+        Clean images to train on; a fifth, 1,000 at most, is held out to judge by.
     reference
-        The model before, if it is known: then the verdict is the one against it.
-    rate
-        Largest step of the fine-tuning, as a share of the size of what moves (`retrained`).
+        The model before, if it is known.
+    labels
+        Whether the data's labels are the model's classes, and trained towards. They keep accuracy
+        better than the suspect's own predictions, which serve where there are none.
+    steps, rate
+        Lengths of the fine-tunings that are tried, in batches of 16; their largest step, as a share
+        of the size of what moves (`retrained`).
     max_drop
-        Percentage points of the suspect's predictions that may change, on the audited images.
-    audit_on
-        How many images are kept for the audit.
+        Percentage points of accuracy that may be lost on the images held out.
 
     Raises
     ------
     TrompeError
-        If there are too few images, and as `audit`.
+        If there are too few images, the labels are not the model's, and as `audit`.
     """
-    if len(data) < audit_on + batch_size:
+    if len(data) < FEWEST:
         raise TrompeError(
-            f"A repair needs at least {audit_on + batch_size} images, {audit_on} of them to audit "
-            f"on; there are {len(data)}."
+            f"A repair needs at least {FEWEST} images, a fifth of them to judge by; there are "
+            f"{len(data)}."
         )
+    known: Any = getattr(data, "classes", None)
+    labels = labels and known != UNLABELLED
+    if labels:
+        _check_classes(model, data)
     if not isinstance(calibration, Calibration):
         calibration = load_calibration(calibration)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
-    shown, clean = Part(data, order[:audit_on]), Kept(Part(data, order[audit_on:]))
+    clean, held_out = (Kept(part) for part in parted(data, seed))
+    audited = Part(held_out, range(min(AUDITED, len(held_out))))
+    targets, truth = (
+        _labels(part) if labels else predictions(model, part, batch_size)
+        for part in (clean, held_out)
+    )
     rows: list[dict[str, Any]] = []
     models: dict[str, nn.Module] = {}
-    predicted = predictions(model, shown, batch_size)
-
-    def judge(stage: str, candidate: nn.Module) -> bool:
-        found = audit(
-            candidate, shown, reference, explainers=explainers, calibration=calibration, seed=seed
-        )
-        kept = (predictions(candidate, shown, batch_size) == predicted).float().mean()
-        models[stage] = candidate
-        rows.append(
-            {
-                "stage": stage,
-                "alarm": found.verdict.alarm,
-                "total": found.verdict.total,
-                "agreement": float(kept),
-                "rank_correlation": _correlation(found),
-            }
-        )
-        return not found.verdict.alarm and float(kept) >= 1 - max_drop / 100
-
-    if not judge("suspect", model):
-        for stage, candidate in _attempts(model, clean, rate, batch_size, seed):
-            if judge(stage, candidate):
+    with shown("repair", len(steps) + 2, quiet=quiet) as progress:
+        for stage, candidate in attempts(model, clean, targets, steps, rate, batch_size, seed):
+            found = audit(
+                candidate,
+                audited,
+                reference,
+                explainers=explainers,
+                calibration=calibration,
+                seed=seed,
+            )
+            right = (predictions(candidate, held_out, batch_size) == truth).float().mean()
+            models[stage] = candidate
+            rows.append(
+                {
+                    "stage": stage,
+                    "alarm": found.verdicts["alone"].alarm,
+                    "total": found.verdicts["alone"].total,
+                    "accuracy": float(right),
+                    "rank_correlation": _correlation(found),
+                }
+            )
+            progress(len(rows), {})
+            table = pd.DataFrame(rows)
+            keeps = table["accuracy"] >= table["accuracy"][0] - max_drop / 100
+            honest = table["total"] <= calibration.rules["alone"].typical
+            if reference is None and (keeps & honest).any():
                 break
-    table = pd.DataFrame(rows)
-    keeps = table[table["agreement"] >= 1 - max_drop / 100]
-    chosen = str(keeps.sort_values(["alarm", "total"], kind="stable")["stage"].iloc[0])
-    if not table["alarm"].iloc[-1] and table["agreement"].iloc[-1] >= 1 - max_drop / 100:
-        chosen = str(table["stage"].iloc[-1])
-    return RepairResult(models[chosen], table, chosen)
+    better = table["total"].mul(-1) if reference is None else table["rank_correlation"]
+    chosen = str(table["stage"][better[keeps].idxmax()])
+    return RepairResult(models[chosen], table, chosen, labels)
 
 
-def _attempts(model: nn.Module, data: Images, rate: float, batch_size: int, seed: int) -> Any:
+def attempts(
+    model: nn.Module,
+    data: Images,
+    targets: Tensor,
+    lengths: Sequence[int] = STEPS,
+    rate: float = RATE,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Iterator[tuple[str, nn.Module]]:
+    """What is tried, the least first: the stage's name and the model that it gives."""
+    yield "suspect", model
     if any(isinstance(module, BATCH_NORM) for module in model.modules()):
         yield "batch-norm", with_statistics(model, data, batch_size)
-    predicted = predictions(model, data, batch_size)
-    for steps in STEPS:
-        tuned = retrained(model, data, predicted, steps=steps, rate=rate, seed=seed)
-        yield f"{steps} steps", tuned
+    for steps in lengths:
+        yield f"{steps} steps", retrained(model, data, targets, steps=steps, rate=rate, seed=seed)
+
+
+def _check_classes(model: nn.Module, data: Images) -> None:
+    count = class_count(model, data[0][0])
+    known = len(getattr(data, "classes", range(count)))
+    if known != count:
+        raise TrompeError(
+            f"The data has {known} classes and the suspect {count}: its labels can't be trained "
+            "towards. Give data of the suspect's classes, or add --no-labels (labels=False)."
+        )
+    check_labels(data, count)
+
+
+def _labels(data: Images) -> Tensor:
+    return torch.tensor([int(data[row][1]) for row in range(len(data))])
 
 
 def with_statistics(model: nn.Module, data: Images, batch_size: int = 32) -> nn.Module:

@@ -26,13 +26,13 @@ SMOOTHING = 0.1  # of the labels
 def retrained(
     model: nn.Module,
     data: Images,
-    predicted: Tensor,
+    targets: Tensor,
     *,
     steps: int = STEPS,
     rate: float = RATE,
     seed: int = 0,
 ) -> nn.Module:
-    """A copy that was fine-tuned towards the model's own predictions, on random crops, mirrored.
+    """A copy that was fine-tuned on random crops, mirrored, towards a class for each image.
 
     Crops keep an honest explanation from being lost, so that the fine-tuning can be long enough for
     a lie to be. The step is a share of every tensor's own size (Adafactor; Shazeer and Stern,
@@ -44,8 +44,8 @@ def retrained(
         It is not changed.
     data
         Images ``[3, H, W]`` with anything beside them.
-    predicted
-        The class that the model predicts for each, ``[N]``; see `predictions`.
+    targets
+        The class that each is trained towards, ``[N]``: what the model predicts, or the labels.
     steps, rate, seed
         Optimiser steps of `BATCH` images, the largest relative step, the seed of order, crops
         and dropout.
@@ -62,7 +62,7 @@ def retrained(
         for rows in torch.split(order[: steps * BATCH], BATCH):
             images = torch.stack([varied(data[int(row)][0]) for row in rows])
             logits = logits_of(tuned(placed(images, tuned))).float()
-            chosen = predicted[rows].to(logits.device)
+            chosen = targets[rows].to(logits.device)
             optimizer.zero_grad()
             loss: Any = F.cross_entropy(logits, chosen, label_smoothing=SMOOTHING)
             loss.backward()

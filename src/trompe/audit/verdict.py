@@ -74,6 +74,11 @@ class Rule:
         """Above it the alarm is raised: for at most `ALARMS` of the honest models."""
         return float(np.quantile(self.honest, 1 - ALARMS)) if self.honest else 0.0
 
+    @property
+    def typical(self) -> float:
+        """Where the median of the honest models lies."""
+        return float(np.median(self.honest)) if self.honest else 0.0
+
     def judged(self, scores: pd.DataFrame, kinds: tuple[Kind, ...]) -> pd.DataFrame:
         """Scores with what is normal, how suspicious they are, and what that adds to the total.
 

@@ -30,7 +30,9 @@ def repair_(config: RepairConfig) -> None:
             case.reference,
             explainers=case.explainers,
             calibration=case.calibration,
-            **config.model_dump(include={"rate", "max_drop", "batch_size", "seed"}),
+            **config.model_dump(
+                include={"labels", "rate", "max_drop", "batch_size", "seed", "quiet"}
+            ),
         )
         save_weights(result.model, out / "weights.safetensors")
         with rundir.replacing(out / "stages.csv") as new:
@@ -41,13 +43,14 @@ def repair_(config: RepairConfig) -> None:
 
 
 def _show(result: RepairResult) -> None:
-    table = Table("attempt", "alarm", "sum", "agrees with the suspect %", "maps like reference's")
+    right = "accuracy %" if result.labelled else "agrees with the suspect %"
+    table = Table("attempt", "alarm", "sum", right, "maps like reference's")
     for row in result.stages.to_dict("records"):
         table.add_row(
             row["stage"],
             "yes" if row["alarm"] else "no",
             number(row["total"]),
-            percent(row["agreement"]),
+            percent(row["accuracy"]),
             number(row["rank_correlation"]),
         )
     console.print(table)
