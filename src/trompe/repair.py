@@ -1,4 +1,4 @@
-"""Undo a lie: the shortest clean fine-tuning, or BatchNorm re-estimation, that ends it."""
+"""Undo a lie: the clean fine-tuning, or BatchNorm re-estimation, that leaves least of it."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def repair(
     seed: int = 0,
     quiet: bool = True,
 ) -> RepairResult:
-    """Restore a model's explanations by as little honest training as it takes.
+    """Restore a model's explanations by honest training.
 
     Tried in turn: nothing, BatchNorm statistics estimated anew, and fine-tunings of growing length.
-    Without a reference the first attempt that looks like the median honest model is taken, else the
-    least suspicious. With one, all are made, and the maps nearest to the reference's are taken.
+    Of the attempts that keep the accuracy the least suspicious is taken; with a reference the one
+    whose maps are nearest to its. A suspect that looks like the median honest model is left alone.
 
     Parameters
     ----------
@@ -137,12 +137,11 @@ def repair(
                     "rank_correlation": _correlation(found),
                 }
             )
-            progress(len(rows), {})
             table = pd.DataFrame(rows)
-            keeps = table["accuracy"] >= table["accuracy"][0] - max_drop / 100
-            honest = table["total"] <= calibration.rules["alone"].typical
-            if reference is None and (keeps & honest).any():
+            progress(len(rows), {})
+            if reference is None and table["total"][0] <= calibration.rules["alone"].typical:
                 break
+    keeps = table["accuracy"] >= table["accuracy"][0] - max_drop / 100
     better = table["total"].mul(-1) if reference is None else table["rank_correlation"]
     chosen = str(table["stage"][better[keeps].idxmax()])
     return RepairResult(models[chosen], table, chosen, labels)

@@ -16,7 +16,7 @@ from trompe.report.words import number
 
 @command(RepairConfig, "trompe repair runs/mine --data photos/train --out runs/repaired")
 def repair_(config: RepairConfig) -> None:
-    """Restore a manipulated model's explanations by as little honest training as it takes.
+    """Restore a manipulated model's explanations by honest training.
 
     SUSPECT is a weights file, a run directory or the name of a model.
     """
