@@ -151,5 +151,7 @@ def check(words, trompe, *, run):
         if run:
             code, _, err = trompe(*fewer(words[1:]))
             assert code == 0, err
+    elif program == "python":
+        compile((ROOT / words[1]).read_text(), words[1], "exec")
     else:
         assert words in ([".", ".venv/bin/activate"], ["tensorboard", "--logdir", "runs"])
