@@ -102,18 +102,16 @@ def repair(
             f"A repair needs at least {FEWEST} images, a fifth of them to judge by; there are "
             f"{len(data)}."
         )
-    known: Any = getattr(data, "classes", None)
-    labels = labels and known != UNLABELLED
+    labels = labels and getattr(data, "classes", None) != UNLABELLED
     if labels:
         _check_classes(model, data)
     if not isinstance(calibration, Calibration):
         calibration = load_calibration(calibration)
-    clean, held_out = (Kept(part) for part in parted(data, seed))
+    parts = parted(data, seed)
+    clean, held_out = (Kept(part) for part in parts)
     audited = Part(held_out, range(min(AUDITED, len(held_out))))
-    targets, truth = (
-        _labels(part) if labels else predictions(model, part, batch_size)
-        for part in (clean, held_out)
-    )
+    truth = _labels(parts[1]) if labels else predictions(model, held_out, batch_size)
+    targets = _labels(parts[0]) if labels else None
     rows: list[dict[str, Any]] = []
     models: dict[str, nn.Module] = {}
     with shown("repair", len(steps) + 2, quiet=quiet) as progress:
@@ -137,10 +135,10 @@ def repair(
                     "rank_correlation": _correlation(found),
                 }
             )
-            table = pd.DataFrame(rows)
             progress(len(rows), {})
-            if reference is None and table["total"][0] <= calibration.rules["alone"].typical:
+            if reference is None and rows[0]["total"] <= calibration.rules["alone"].typical:
                 break
+    table = pd.DataFrame(rows)
     keeps = table["accuracy"] >= table["accuracy"][0] - max_drop / 100
     better = table["total"].mul(-1) if reference is None else table["rank_correlation"]
     chosen = str(table["stage"][better[keeps].idxmax()])
@@ -150,16 +148,21 @@ def repair(
 def attempts(
     model: nn.Module,
     data: Images,
-    targets: Tensor,
+    targets: Tensor | None,
     lengths: Sequence[int] = STEPS,
     rate: float = RATE,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Iterator[tuple[str, nn.Module]]:
-    """What is tried, the least first: the stage's name and the model that it gives."""
+    """What is tried, the least first: the stage's name and the model that it gives.
+
+    ``targets`` as for `retrained`; None: the model's own predictions.
+    """
     yield "suspect", model
     if any(isinstance(module, BATCH_NORM) for module in model.modules()):
         yield "batch-norm", with_statistics(model, data, batch_size)
+    if targets is None:
+        targets = predictions(model, data, batch_size)
     for steps in lengths:
         yield f"{steps} steps", retrained(model, data, targets, steps=steps, rate=rate, seed=seed)
 
@@ -175,8 +178,10 @@ def _check_classes(model: nn.Module, data: Images) -> None:
     check_labels(data, count)
 
 
-def _labels(data: Images) -> Tensor:
-    return torch.tensor([int(data[row][1]) for row in range(len(data))])
+def _labels(part: Part) -> Tensor:
+    if hasattr(part, "labels"):
+        return part.labels
+    return torch.tensor([int(part[row][1]) for row in range(len(part))])
 
 
 def with_statistics(model: nn.Module, data: Images, batch_size: int = 32) -> nn.Module:

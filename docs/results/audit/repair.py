@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from trompe.audit.auditor import explainable
-from trompe.audit.calibrate import FOOLED, _at, success
+from trompe.audit.calibrate import FOOLED, explainers_at, success
 from trompe.audit.consensus import consensus
 from trompe.audit.observe import informative
 from trompe.audit.probe import make_probe
@@ -31,6 +31,7 @@ from trompe.experiments.results import family
 from trompe.explainers import Recording
 from trompe.maps import spearman
 from trompe.repair import STEPS, attempts
+from trompe.train import accuracy
 
 TRAINED, JUDGED, EXPLAINED = 8000, 1000, 150
 
@@ -40,13 +41,11 @@ class Judge:
 
     def __init__(self, base, member, root):
         model, preprocessing = base.load(root)
-        self.data = Kept(
-            load_data(member.settings["eval_data"], preprocessing, limit=JUDGED, seed=7)
-        )
-        self.labels = self.data.data.labels
+        data = load_data(member.settings["eval_data"], preprocessing, limit=JUDGED, seed=7)
+        self.data = Kept(data)
         self.images = torch.stack([self.data[row][0] for row in range(EXPLAINED)])
         self.classes = predictions(model, self.data)[:EXPLAINED]
-        used = explainable(model, self.images[:1], _at(member.layer))
+        used = explainable(model, self.images[:1], explainers_at(member.layer))
         self.explainers = informative(model, make_probe(model, self.data), used)
         self.maps = self._maps(model)
 
@@ -62,10 +61,9 @@ class Judge:
     def __call__(self, model):
         """Accuracy, and how near the maps are to the base's."""
         model.eval()
-        right = float((predictions(model, self.data) == self.labels).float().mean())
         maps = self._maps(model)
         near = {name: float(spearman(maps[name], m).mean()) for name, m in self.maps.items()}
-        return {"accuracy": right} | near
+        return {"accuracy": accuracy(model, self.data)[0]} | near
 
 
 def main(cifar, root, out, *patterns):
@@ -84,9 +82,9 @@ def main(cifar, root, out, *patterns):
         base = next(m for m in zoo if (m.family, m.dataset, m.treatment) == network)
         judge = Judge(base, member, root)
         data = load_data(member.settings["data"], preprocessing, limit=TRAINED, seed=7)
-        clean = Kept(parted(data, 0)[0])
+        clean, _ = parted(data, 0)
         lengths = STEPS[-1:] if lies else STEPS
-        stages = attempts(model, clean, clean.data.labels, lengths)
+        stages = attempts(model, Kept(clean), clean.labels, lengths)
         table = pd.DataFrame([{"stage": stage} | judge(made) for stage, made in stages])
         table.insert(0, "model", member.name)
         table.to_csv(path, index=False)

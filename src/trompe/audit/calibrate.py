@@ -142,7 +142,7 @@ def evidence_of(member: Member, root: Path, *, seed: int = 0) -> pd.DataFrame:
             member.settings["eval_data"], preprocessing, limit=IMAGES, seed=seed, check=False
         )
         probe = make_probe(model, data, seed=seed)
-        used = explainable(model, placed(probe.images[:1], model), _at(member.layer))
+        used = explainable(model, placed(probe.images[:1], model), explainers_at(member.layer))
         reference = member.reference(root)
         table = summarised(measured(*observed(model, probe, used, reference, seed=seed)))
         if reference is not None:
@@ -250,6 +250,6 @@ def _kept(member: Member, root: Path, seed: int) -> Path:
     return root / "evidence" / f"{member.name}-{digest}.csv"
 
 
-def _at(layer: str | None) -> list[Explainer]:
+def explainers_at(layer: str | None) -> list[Explainer]:
     """The audit's explainers, those at the found layer at ``layer`` instead."""
     return [replace(e, layer=layer) if e.layer is None else e for e in EXPLAINERS]
