@@ -31,7 +31,7 @@ def main() -> None:
     keep_freed_memory()
     warnings.showwarning = lambda message, *_: errors.print(f"[yellow]Note:[/] {message}")
     try:
-        app()
+        app(prog_name="trompe")
     except TrompeError as error:
         errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
