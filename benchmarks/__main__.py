@@ -2,8 +2,9 @@
 
     python -m benchmarks [steps|explanations|evaluation ...] [--quick] [--out DIR]
 
-Everything runs in one process, the candidates by turns, and the median counts; peak memory is that
-of a process of its own for each candidate. Nothing else should run on the machine.
+Everything runs in one process, each candidate right after what it is compared with, and the median
+of these ratios counts; peak memory is that of a process of its own for each candidate. Nothing else
+should run on the machine.
 """
 
 import argparse
@@ -85,10 +86,10 @@ def main() -> None:
         section, name, candidate, size = options.peak
         print(grown(SECTIONS[section].candidates(name, int(size))[candidate][0]))
         return
-    size, rounds = (64, 0) if options.quick else (224, 3)
+    size, rounds = (64, 1) if options.quick else (224, 3)
     how = (
         f"`python -m benchmarks`: {processor()}, threads: {torch.get_num_threads()}, torch "
-        f"{torch.__version__}; 8 images of {size} pixels, median of {max(1, rounds)}, ratios "
+        f"{torch.__version__}; 8 images of {size} pixels, median of {rounds}, ratios "
         "within one process. A ratio is time against what the column *to* says; orange bars miss "
         "their aim."
     )

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import TensorDataset
 
-from benchmarks.measure import Row, Work, medians
+from benchmarks.measure import Candidate, Row, compared
 from benchmarks.networks import PAPERS_LAYERS, batch, network
 from trompe import LRP, GradCAM, Location, SimpleGrad, TopK, evaluate
 
 IMAGES = 16
 
 
-def candidates(name: str, size: int) -> dict[str, tuple[Work, str, float | None]]:
+def candidates(name: str, size: int) -> dict[str, Candidate]:
     """`evaluate`, and each of its explainers by itself on both models."""
     models = [network(name), network(name)]
     images, labels = batch(size, IMAGES), torch.arange(IMAGES) % 10
@@ -50,8 +50,6 @@ def candidates(name: str, size: int) -> dict[str, tuple[Work, str, float | None]
 def measure(size: int, rounds: int, quick: bool) -> Iterator[Row]:
     """A row per network: both models, 16 images, two objectives."""
     for name in list(PAPERS_LAYERS)[-1:] if quick else PAPERS_LAYERS:
-        works = candidates(name, size)
-        seconds = medians({what: work for what, (work, _, _) in works.items()}, rounds)
-        ratio = seconds["evaluate"] / seconds["explanations"]
-        per_thousand = seconds["evaluate"] / IMAGES * 1000
+        seconds, ratio = compared(candidates(name, size), rounds)["evaluate"]
+        per_thousand = seconds / IMAGES * 1000
         yield Row(name, "evaluate, 1,000 images", "explanations", per_thousand, ratio, 1.3)

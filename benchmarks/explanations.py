@@ -11,7 +11,7 @@ from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlus
 from zennit.torchvision import ResNetBasicBlockCanonizer, ResNetBottleneckCanonizer
 
-from benchmarks.measure import Row, Work, medians, peak_megabytes
+from benchmarks.measure import Candidate, Row, Work, compared, peak_megabytes
 from benchmarks.networks import batch, network
 from trompe import LRP, GradCAM, IntegratedGradients, SmoothGrad
 from trompe.explainers import Explainer
@@ -20,7 +20,7 @@ LAYERS = {"vgg16": "features", "resnet50": "layer4"}
 SAMPLES = 4
 
 
-def candidates(name: str, size: int) -> dict[str, tuple[Work, str, float | None]]:
+def candidates(name: str, size: int) -> dict[str, Candidate]:
     """From a candidate's name to its work, what it is compared with, and the ratio aimed at."""
     model, images = network(name), batch(size)
     classes = torch.zeros(len(images), dtype=torch.int64)
@@ -84,11 +84,10 @@ def measure(size: int, rounds: int, quick: bool) -> Iterator[Row]:
     """A row per network and method."""
     for name in list(LAYERS)[-1:] if quick else LAYERS:
         methods = candidates(name, size)
-        seconds = medians({what: work for what, (work, _, _) in methods.items()}, rounds)
+        found = compared(methods, rounds)
         for what, (_, base, aim) in methods.items():
             peak = None
             if not quick and what == "lrp epsilon-plus":
                 own, other = (peak_megabytes("explanations", name, c, size) for c in (what, base))
                 peak = own / other
-            ratio = seconds[what] / seconds[base]
-            yield Row(name, what, base, seconds[what], ratio, aim, peak)
+            yield Row(name, what, base, *found[what], aim, peak)

@@ -10,6 +10,7 @@ from statistics import median
 from typing import NamedTuple
 
 Work = Callable[[], object]
+Candidate = tuple[Work, str, float | None]  # with the base's name and the ratio aimed at
 
 
 class Row(NamedTuple):
@@ -24,15 +25,25 @@ class Row(NamedTuple):
     peak_ratio: float | None = None
 
 
-def medians(candidates: Mapping[str, Work], rounds: int) -> dict[str, float]:
-    """Seconds per call, the candidates taken by turns; the first of several rounds warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds + 1):
-        for name, work in candidates.items():
-            start = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: median(times[1:] or times) for name, times in seconds.items()}
+def compared(candidates: Mapping[str, Candidate], rounds: int) -> dict[str, tuple[float, float]]:
+    """Seconds per call and the ratio to the base, which runs right before: medians, once warm."""
+    for work, _, _ in candidates.values():
+        work()
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, (work, base, _) in candidates.items():
+            before = _seconds(candidates[base][0])
+            pairs[name].append((before, _seconds(work)))
+    return {
+        name: (median(own for _, own in of), median(own / before for before, own in of))
+        for name, of in pairs.items()
+    }
+
+
+def _seconds(work: Work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def peak_megabytes(section: str, network: str, candidate: str, size: int) -> float:

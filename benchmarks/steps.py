@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
-from benchmarks.measure import Row, Work, medians, peak_megabytes
+from benchmarks.measure import Candidate, Row, Work, compared, peak_megabytes
 from benchmarks.networks import PAPERS_LAYERS, batch, network
 from trompe import LRP, Active, CenterMass, GradCAM, Location, SimpleGrad, TopK
 from trompe.loop import Batches
@@ -33,7 +33,7 @@ class Augmented(TensorDataset):
         return super().__getitem__(place[0])
 
 
-def candidates(name: str, size: int) -> dict[str, tuple[Work, str, float | None]]:
+def candidates(name: str, size: int) -> dict[str, Candidate]:
     """From a candidate's name to its step, what it is compared with, and the ratio aimed at."""
     model, original = network(name), network(name)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-8, fused=True)
@@ -87,12 +87,11 @@ def measure(size: int, rounds: int, quick: bool) -> Iterator[Row]:
     keep_freed_memory()
     for name in list(PAPERS_LAYERS)[-1:] if quick else PAPERS_LAYERS:
         steps = candidates(name, size)
-        seconds = medians({what: work for what, (work, _, _) in steps.items()}, rounds)
+        found = compared(steps, rounds)
         del steps[PLAIN]
         plain_peak = peak_megabytes("steps", name, PLAIN, size) if not quick else None
         for what, (_, base, aim) in steps.items():
             peak = None
             if plain_peak and what in OF_MEMORY:
                 peak = peak_megabytes("steps", name, what, size) / plain_peak
-            ratio = seconds[what] / seconds[base]
-            yield Row(name, what, base, seconds[what], ratio, aim, peak)
+            yield Row(name, what, base, *found[what], aim, peak)
