@@ -495,11 +495,24 @@ def test_a_repair_takes_the_least_suspicious_attempt_that_keeps_the_accuracy():
     stages = found.stages.set_index("stage")
     assert {"suspect", "5 steps", "40 steps"} <= set(stages.index)
     assert found.labelled
+    assert stages["rank_correlation"].isna().all()
     kept = stages[stages["accuracy"] >= stages["accuracy"]["suspect"] - 0.01]
     assert found.chosen == kept["total"].idxmin()
     held_out = parted(data, 0)[1]
     right = predictions(found.model, held_out) == held_out.labels
     assert float(right.float().mean()) == pytest.approx(stages["accuracy"][found.chosen])
+
+
+def test_with_a_reference_the_nearest_maps_are_taken():
+    model, preprocessing = package.load_model("embedded")
+    data = package.load_data("shapes:train", preprocessing, limit=120, check=False)
+    found = repair(model, data, model, steps=(5,), explainers=[package.GradCAM()])
+    near = found.stages.set_index("stage")["rank_correlation"]
+    assert near["suspect"] == pytest.approx(1)
+    assert (near.drop("suspect") < 1).all()
+    assert found.chosen == "suspect"
+    with pytest.raises(TrompeError, match=r"lengths of the fine-tunings are \[5, 0\]"):
+        repair(model, data, steps=(5, 0))
 
 
 def test_the_consensus_is_the_median_of_mean_ranks():

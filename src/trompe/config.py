@@ -161,6 +161,10 @@ class RepairConfig(AuditConfig):
 
     limit: int | None = Field(10000, ge=2, description="use this many images at most")
     labels: bool = Field(True, description="train towards the images' labels, if they have any")
+    steps: list[int] = Field(
+        [100, 400, 1600, 6400],
+        description="lengths of the fine-tunings that are tried, in batches of 16",
+    )
     rate: float = Field(0.03, gt=0, description="largest step, as a share of a tensor's own size")
     max_drop: float = Field(
         0.5, ge=0, lt=100, description="percentage points of accuracy that may be lost"

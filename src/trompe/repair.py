@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,7 @@ from trompe.evaluate import Images, check_labels, class_count, placed
 from trompe.explainers import Explainer
 from trompe.progress import shown
 
-STEPS = (100, 400, 1600)  # of the fine-tunings that are tried, one after another
+STEPS = (100, 400, 1600, 6400)  # of the fine-tunings that are tried, one after another
 FEWEST, AUDITED = 100, 300  # images that it takes; of those held out that are audited on
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -95,12 +96,16 @@ def repair(
     Raises
     ------
     TrompeError
-        If there are too few images, the labels are not the model's, and as `audit`.
+        If there are too few images or batches, the labels are not the model's, and as `audit`.
     """
     if len(data) < FEWEST:
         raise TrompeError(
             f"A repair needs at least {FEWEST} images, a fifth of them to judge by; there are "
             f"{len(data)}."
+        )
+    if min(steps, default=0) < 1:
+        raise TrompeError(
+            f"The lengths of the fine-tunings are {list(steps)}; give 1 or more each."
         )
     labels = labels and getattr(data, "classes", None) != UNLABELLED
     if labels:
@@ -114,8 +119,19 @@ def repair(
     targets = _labels(parts[0]) if labels else None
     rows: list[dict[str, Any]] = []
     models: dict[str, nn.Module] = {}
-    with shown("repair", len(steps) + 2, quiet=quiet) as progress:
-        for stage, candidate in attempts(model, clean, targets, steps, rate, batch_size, seed):
+    done = itertools.count(1)
+    with shown("repair", sum(steps), quiet=quiet) as report:
+        stages = attempts(
+            model,
+            clean,
+            targets,
+            steps,
+            rate,
+            batch_size,
+            seed,
+            progress=lambda: report(next(done), {}),
+        )
+        for stage, candidate in stages:
             found = audit(
                 candidate,
                 audited,
@@ -135,7 +151,6 @@ def repair(
                     "rank_correlation": _correlation(found),
                 }
             )
-            progress(len(rows), {})
             if reference is None and rows[0]["total"] <= calibration.rules["alone"].typical:
                 break
     table = pd.DataFrame(rows)
@@ -153,6 +168,7 @@ def attempts(
     rate: float = RATE,
     batch_size: int = 32,
     seed: int = 0,
+    progress: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[str, nn.Module]]:
     """What is tried, the least first: the stage's name and the model that it gives.
 
@@ -164,7 +180,10 @@ def attempts(
     if targets is None:
         targets = predictions(model, data, batch_size)
     for steps in lengths:
-        yield f"{steps} steps", retrained(model, data, targets, steps=steps, rate=rate, seed=seed)
+        yield (
+            f"{steps} steps",
+            retrained(model, data, targets, steps=steps, rate=rate, seed=seed, progress=progress),
+        )
 
 
 def _check_classes(model: nn.Module, data: Images) -> None:
@@ -206,5 +225,5 @@ def with_statistics(model: nn.Module, data: Images, batch_size: int = 32) -> nn.
 
 
 def _correlation(found: AuditReport) -> float:
-    rows = found.evidence[found.evidence["kind"] == "rank correlation"]
+    rows = found.evidence.query("section == 'reference' and kind == 'rank correlation'")
     return float(rows["score"].mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ def retrained(
     steps: int = STEPS,
     rate: float = RATE,
     seed: int = 0,
+    progress: Callable[[], None] = lambda: None,
 ) -> nn.Module:
     """A copy that was fine-tuned on random crops, mirrored, towards a class for each image.
 
@@ -49,6 +51,8 @@ def retrained(
     steps, rate, seed
         Optimiser steps of `BATCH` images, the largest relative step, the seed of order, crops
         and dropout.
+    progress
+        Called after every step.
     """
     cropped = v2.RandomResizedCrop(list(data[0][0].shape[-2:]), (AREA, 1.0))
     varied = v2.Compose([cropped, v2.RandomHorizontalFlip()])
@@ -68,6 +72,7 @@ def retrained(
             loss.backward()
             optimizer.step()
             schedule.step()
+            progress()
     return tuned.requires_grad_(False).eval()
 
 

@@ -31,7 +31,7 @@ def repair_(config: RepairConfig) -> None:
             explainers=case.explainers,
             calibration=case.calibration,
             **config.model_dump(
-                include={"labels", "rate", "max_drop", "batch_size", "seed", "quiet"}
+                include={"labels", "steps", "rate", "max_drop", "batch_size", "seed", "quiet"}
             ),
         )
         save_weights(result.model, out / "weights.safetensors")
