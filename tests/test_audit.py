@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 import trompe as package
 from trompe.audit import audit, load_calibration
-from trompe.audit.consensus import consensus
+from trompe.audit.consensus import AT_INPUT, consensus
 from trompe.audit.drift import AGAINST_COPY, occlusion_change, weight_drift
 from trompe.audit.evidence import KINDS, agreement, class_swap, faithfulness, sameness
 from trompe.audit.fit import RIDGE, auroc, cross_validated, fit, totals
@@ -519,10 +519,12 @@ def test_the_consensus_is_the_median_of_mean_ranks():
     model, preprocessing = package.load_model("embedded")
     data = package.load_data("shapes:validation", preprocessing, limit=3, check=False)
     given = torch.stack([data[row][0] for row in range(3)])
-    explainers = [package.GradCAM(), package.LRP(), package.SimpleGrad()]
-    found = consensus(model, given, explainers=explainers, samples=1)
-    maps = [e.heatmap(e(model, given)) for e in explainers]
-    for row in range(3):
-        each = [rankdata(on_grid(m)[row].detach().flatten()) for m in maps]
-        expected = (np.median(each, axis=0) - 1) / (GRID * GRID - 1)
-        np.testing.assert_allclose(found[row].flatten(), expected, atol=1e-5)
+    chosen = (package.GradCAM(), package.LRP(), package.SimpleGrad())
+    merged = consensus(model, given, explainers=chosen, samples=1)
+    by_default = consensus(model, given, samples=1)
+    for explainers, found in ((chosen, merged), (AT_INPUT, by_default)):
+        maps = [e.heatmap(e(model, given)) for e in explainers]
+        for row in range(3):
+            each = [rankdata(on_grid(m)[row].detach().flatten()) for m in maps]
+            expected = (np.median(each, axis=0) - 1) / (GRID * GRID - 1)
+            np.testing.assert_allclose(found[row].flatten(), expected, atol=1e-5)

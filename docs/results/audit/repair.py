@@ -3,10 +3,9 @@
     python docs/results/audit/repair.py CIFAR10 RUNS/calibrate OUT [PATTERN ...]
 
 Every manipulated model that took and has a name like that. One row per model and attempt (of the
-fine-tunings the longest) in OUT/MODEL.csv: accuracy on 1,000 validation images and, on 150 of
-them, the rank correlation of every explainer's maps, and of their consensus, with those of the
-model before. The untouched base has a file too: what the same does to an honest model. What is
-there is kept.
+fine-tunings the two longest) in OUT/MODEL.csv: accuracy on 1,000 validation images and, on 150 of
+them, the rank correlation of every explainer's maps with those of the model before. The untouched
+base has a file too: what the same does to an honest model. What is there is kept.
 """
 
 import sys
@@ -18,7 +17,6 @@ import torch
 
 from trompe.audit.auditor import explainable
 from trompe.audit.calibrate import FOOLED, explainers_at, success
-from trompe.audit.consensus import consensus
 from trompe.audit.observe import informative
 from trompe.audit.probe import make_probe
 from trompe.audit.removal import on_grid
@@ -55,8 +53,7 @@ class Judge:
             forward(self.images)
             maps = [on_grid(m) for m in forward.heatmaps(self.classes)]
         names = [family(str(e)) for e in self.explainers]
-        merged = consensus(model, self.images, self.classes, explainers=self.explainers)
-        return dict(zip(names, maps, strict=True)) | {"consensus": merged}
+        return dict(zip(names, maps, strict=True))
 
     def __call__(self, model):
         """Accuracy, and how near the maps are to the base's."""
@@ -83,7 +80,7 @@ def main(cifar, root, out, *patterns):
         judge = Judge(base, member, root)
         data = load_data(member.settings["data"], preprocessing, limit=TRAINED, seed=7)
         clean, _ = parted(data, 0)
-        lengths = STEPS[-1:] if lies else STEPS
+        lengths = STEPS[-2:] if lies else STEPS
         stages = attempts(model, Kept(clean), clean.labels, lengths)
         table = pd.DataFrame([{"stage": stage} | judge(made) for stage, made in stages])
         table.insert(0, "model", member.name)

@@ -10,9 +10,22 @@ from torch import Tensor, nn
 from trompe.audit.observe import NOISE
 from trompe.audit.removal import GRID, on_grid
 from trompe.evaluate import placed
-from trompe.explainers import Explainer, Recording
+from trompe.explainers import (
+    Explainer,
+    IntegratedGradients,
+    Recording,
+    SimpleGrad,
+    SmoothGrad,
+)
 from trompe.maps import ranks
 from trompe.models import evaluation_mode
+
+AT_INPUT: tuple[Explainer, ...] = (
+    SimpleGrad(),
+    SmoothGrad(samples=8),
+    IntegratedGradients(steps=8),
+)
+"""What is merged by default: a lie through one explainer at a layer takes its others along."""
 
 
 @torch.no_grad()
@@ -21,7 +34,7 @@ def consensus(
     images: Tensor,
     classes: Tensor | int | None = None,
     *,
-    explainers: Sequence[Explainer],
+    explainers: Sequence[Explainer] = AT_INPUT,
     samples: int = 4,
     sigma: float = NOISE,
     seed: int = 0,
@@ -36,7 +49,7 @@ def consensus(
     model, images, classes
         As for an explainer; the images ``[N, 3, H, W]``.
     explainers
-        An odd number of different families is best.
+        An odd number, at the input or at different layers.
     samples, sigma, seed
         Copies, the standard deviation of their noise as a share of the image's own, its seed. The
         first copy is the image itself.

@@ -103,6 +103,7 @@ def observe(
     )
 
 
+@torch.no_grad()
 def informative(
     model: nn.Module, probe: Probe, explainers: Sequence[Explainer]
 ) -> tuple[Explainer, ...]:
