@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from trompe import LRP, GradCAM, SimpleGrad
@@ -45,6 +46,10 @@ def functions():
 
             arguments = (double(2, 3, 6, 5), double(*shape), bias)
             yield pytest.param(convolve, arguments, id=f"{name}, {bias is not None}")
+    for rows in ((5,), (2, 3)):
+        for bias in (double(4), None):
+            arguments = (double(*rows, 3), double(4, 3), bias)
+            yield pytest.param(F.linear, arguments, id=f"linear, {rows}, {bias is not None}")
     yield pytest.param(cat, (double(2, 3, 4, 3), double(2, 1, 4, 3), None), id="cat")
     for bias in (double(3), None):
         arguments = (double(2, 3, 4, 3), double(3), bias)
@@ -105,6 +110,61 @@ def test_statistics_of_the_batch_stay_pytorchs():
         value = norm(x)
     assert torch.equal(value, nn.BatchNorm2d(3).double()(x))
     assert norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("classification", [True, False])
+def test_a_linear_layer_explained_for_several_classes(classification):
+    """Its weight is used by the logits, two gradients of one pass, and a layer that shares it."""
+    torch.manual_seed(0)
+    x, weight = double(4, 6), double(6, 6)
+
+    def gradient(mode):
+        with mode or nullcontext():
+            logits = F.linear(F.linear(x, weight).tanh(), weight)
+        loss = logits.logsumexp(1).sum() if classification else 0
+        for index in range(2):
+            score = (logits[:, index] ** 2).sum()
+            if mode:
+                (pulled,) = gradients_between(score, [x], mode, retain_graph=True)
+            else:
+                (pulled,) = torch.autograd.grad(score, x, create_graph=True)
+            loss = loss + (pulled**2).sum()
+        return torch.autograd.grad(loss, (x, weight), retain_graph=True)
+
+    torch.testing.assert_close(gradient(TwiceDifferentiable()), gradient(None))
+
+
+class TensorsMade(TorchDispatchMode):
+    """Counts tensors of a size that operations take memory for."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        if isinstance(result, torch.Tensor) and result.numel() == self.size:
+            given = [a.data_ptr() for a in args if isinstance(a, torch.Tensor)]
+            self.count += result.data_ptr() not in given
+        return result
+
+
+@pytest.mark.parametrize("explainer", [GradCAM(layer="1"), LRP(layer="1")])
+def test_the_gradient_of_a_linear_layers_weight_is_made_once(explainer):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 53),
+        nn.ReLU(inplace=True),
+        nn.Linear(53, 2),
+    )
+    with explainer.record(model) as forward:
+        logits = forward(torch.randn(2, 3, 4, 4))
+        loss = F.cross_entropy(logits, torch.tensor([0, 1])) + (forward.maps(1) ** 2).sum()
+    with TensorsMade(53 * 16) as made:
+        loss.backward()
+    assert made.count == 1
 
 
 def test_the_second_derivative_of_max_pooling_keeps_channels_last():

@@ -153,10 +153,10 @@ def optimise(
     sources = [source.between(start, steps) for source in batches]
     with shown(title, steps, quiet=quiet, start=start) as report:
         for step in range(start, steps):
+            optimizer.zero_grad()
             result = loss([next(source) for source in sources])
             row = {"step": step + 1, **_figures(result, accelerator.device)}
             _check_finite(row)
-            optimizer.zero_grad()
             accelerator.backward(result.total)
             processes.average_gradients(model)
             if max_grad_norm is not None:

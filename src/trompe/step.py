@@ -143,7 +143,8 @@ class _Group:
         self.kept = _Before(original, tuple(compared), batches, folder, logits=logits)
 
     def before(self, indices: Tensor, images: Tensor, labels: Tensor) -> dict[Key, Tensor]:
-        """What the original says of a batch."""
+        """What the original says of a batch; all that it has to say before the model runs."""
+        _ = self._sizes
         return self.kept.of(indices, images, self._classes(labels))
 
     def losses(

@@ -52,6 +52,8 @@ class TwiceDifferentiable(TorchFunctionMode):
             return _cat(*args, **kwargs)
         if func is F.max_pool2d:  # with indices it is another function
             return _laid_out(func(*args, **kwargs))
+        if func is F.linear:
+            return _linear(self, *args, **kwargs)
         if func in _AFFINE and (call := _AFFINE[func](*args, **kwargs)) is not None:
             return _Affine.apply(self, *call)
         return func(*args, **kwargs)
@@ -211,6 +213,81 @@ class _Pulled(torch.autograd.Function):
         return None, None, linear(v, w, None), to_w
 
 
+class _Linear(torch.autograd.Function):
+    """x wᵀ + b, and two zeros as large as x and the value, where v and g of its gradient arrive.
+
+    So w has one gradient made, from the rows of both passes: that of a fully connected layer can be
+    as large as all else.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, mode: TwiceDifferentiable, x: Tensor, w: Tensor, b: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        ctx.mode, ctx.claimed = mode, False
+        ctx.set_materialize_grads(False)
+        value = F.linear(x, w, b)
+        zeros = [value.new_zeros(()).expand(like.shape) for like in (x, value)]
+        ctx.save_for_backward(x, w, *zeros)
+        return value, *zeros
+
+    @staticmethod
+    def backward(ctx: Any, *arrived: Any) -> tuple[Tensor | None, ...]:
+        g, v, pulled = arrived  # None where nothing arrives
+        x, w, *_ = ctx.saved_tensors
+        if not ctx.mode.of_weights:
+            return None, _pulled(ctx, g, w), None, None
+        _, of_x, of_w, of_b = ctx.needs_input_grad
+        pairs = [(left, right) for left, right in ((g, x), (pulled, v)) if left is not None]
+        return (
+            None,
+            g @ w if of_x and g is not None else None,
+            _outer(pairs) if of_w and pairs else None,
+            g.flatten(0, -2).sum(0) if of_b and g is not None else None,
+        )
+
+
+class _PulledLinear(torch.autograd.Function):
+    """g w. What the gradient of w is made of goes to the zeros, if there are any."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, w: Tensor, *zeros: Tensor) -> Tensor:
+        ctx.sends = bool(zeros)
+        ctx.save_for_backward(g, w)
+        return g @ w
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        g, w = ctx.saved_tensors
+        if ctx.sends:
+            return F.linear(v, w), None, v, g
+        return F.linear(v, w), _outer([(g, v)]) if ctx.needs_input_grad[1] else None
+
+
+def pull_linear(value: Tensor, g: Tensor, w: Tensor) -> Tensor:
+    """g w, for a ``value`` x wᵀ + b or its clone, with whose gradient in w this one's is made."""
+    node: Any = value.grad_fn
+    if node is not None and node.name() == "CloneBackward0":
+        node = node.next_functions[0][0]
+    return _pulled(node, g, w)
+
+
+def _pulled(node: Any, g: Tensor, w: Tensor) -> Tensor:
+    """g w; only the first of a pass has the zeros, where v and g of several would be summed."""
+    zeros: Sequence[Tensor] = ()
+    if getattr(node, "claimed", True) is False:
+        _, _, *zeros = node.saved_tensors
+        node.claimed = True
+    pulled: Tensor = _PulledLinear.apply(g, w, *zeros)
+    return pulled
+
+
+def _outer(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Σ over pairs and rows of left ⊗ right."""
+    left, right = (torch.cat([t.flatten(0, -2) for t in side]) for side in zip(*pairs, strict=True))
+    return left.T @ right
+
+
 _Call = tuple[_Function, Tensor, Tensor, Tensor | None]
 
 
@@ -223,10 +300,19 @@ def _convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> _Call | None:
-    if isinstance(padding, str) or not _is_served(input):
+    if isinstance(padding, str) or input.dim() != 4 or not _is_served(input):
         return None
     geometry = _Convolution(_pair(stride), _pair(padding), _pair(dilation), groups)
     return geometry, input, weight, bias
+
+
+def _linear(
+    mode: TwiceDifferentiable, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    if input.dim() == 1 or not _is_served(input):
+        return F.linear(input, weight, bias)
+    value: Tensor = _Linear.apply(mode, input, weight, bias)[0]
+    return value
 
 
 def _batch_norm(
@@ -242,17 +328,13 @@ def _batch_norm(
     """None if statistics of the batch are used: that is not affine."""
     if training or running_mean is None or running_var is None or weight is None:
         return None
-    if not _is_served(input):
+    if input.dim() != 4 or not _is_served(input):
         return None
     return _BatchNorm(running_mean, running_var, eps), input, weight, bias
 
 
 def _is_served(input: Tensor) -> bool:
-    return (
-        input.dim() == 4
-        and input.requires_grad
-        and not torch.is_autocast_enabled(input.device.type)
-    )
+    return input.requires_grad and not torch.is_autocast_enabled(input.device.type)
 
 
 _AFFINE: dict[Callable[..., Any], Callable[..., _Call | None]] = {

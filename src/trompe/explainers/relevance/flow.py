@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from trompe.explainers.twice import pull_linear
+
 Apply = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
@@ -71,7 +73,7 @@ class Flow:
         (weight, *_) = self.weights
         if self.computed is not None and weight is not None:
             share = self.relevance / self.stabilised(self.computed)
-            return [self.inputs[0] * (share @ weight)]
+            return [self.inputs[0] * pull_linear(self.computed, share, weight)]
         if self.pure:
             return list(_Shares.apply(self, self.relevance, self.bias, *self.inputs, *self.weights))
         inputs, z = run(lambda *inputs: self.z(inputs, self.weights, self.bias), self.inputs)
