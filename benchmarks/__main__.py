@@ -3,8 +3,8 @@
     python -m benchmarks [steps|explanations|evaluation ...] [--quick] [--out DIR]
 
 Everything runs in one process, each candidate right after what it is compared with, and the median
-of these ratios counts; peak memory is that of a process of its own for each candidate. Nothing else
-should run on the machine.
+of these ratios counts; peak memory is that of the tensors of a process of its own for each
+candidate. Nothing else should run on the machine.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from benchmarks import evaluation, explanations, steps
-from benchmarks.measure import Row, grown
+from benchmarks.measure import Row, peak_of
 
 # The steps last: they run as the command line runs them, with memory that is kept.
 SECTIONS = {"explanations": explanations, "evaluation": evaluation, "steps": steps}
@@ -84,7 +84,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.peak:
         section, name, candidate, size = options.peak
-        print(grown(SECTIONS[section].candidates(name, int(size))[candidate][0]))
+        print(peak_of(SECTIONS[section].candidates(name, int(size))[candidate][0]))
         return
     size, rounds = (64, 1) if options.quick else (224, 3)
     how = (

@@ -43,8 +43,8 @@ def candidates(name: str, size: int) -> dict[str, Candidate]:
 
     def plain(times: int) -> Work:
         def work() -> None:
-            loss = sum(F.cross_entropy(model(images), labels) for _ in range(times))
             optimizer.zero_grad()
+            loss = sum(F.cross_entropy(model(images), labels) for _ in range(times))
             loss.backward()
             optimizer.step()
 
@@ -57,10 +57,9 @@ def candidates(name: str, size: int) -> dict[str, Candidate]:
         batches = [next(s.between(0, 1)) for s in loss.sources]
 
         def work() -> None:
+            optimizer.zero_grad()
             with saving():
-                total = loss(batches).total
-                optimizer.zero_grad()
-                total.backward()
+                loss(batches).total.backward()
             optimizer.step()
 
         return work
