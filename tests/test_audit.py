@@ -354,6 +354,30 @@ def test_a_lie_falls_back_in_a_retrained_copy_and_predictions_stay(fooled):
     assert moved["lie"] < moved["honest"]
 
 
+def test_a_retraining_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path):
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 3)
+    )
+    data = TensorDataset(images(40, 8))
+    given = model, data, torch.arange(40) % 3
+    often = {"steps": 12, "checkpoint_every": 4, "seed": 1}
+    whole = retrained(*given, **often).state_dict()
+    assert not torch.equal(whole["4.weight"], model[4].weight)
+
+    def stop(step):
+        if step == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        retrained(*given, **often, directory=tmp_path, progress=stop)
+    for left in ([9, 10, 11, 12], []):
+        seen = []
+        tuned = retrained(*given, **often, directory=tmp_path, progress=seen.append)
+        assert seen == left
+        assert all(torch.equal(tuned.state_dict()[name], tensor) for name, tensor in whole.items())
+
+
 def test_a_model_did_not_drift_from_itself():
     model, preprocessing = package.load_model("embedded")
     data = package.load_data("shapes:validation", preprocessing, limit=40, check=False)
@@ -474,7 +498,7 @@ def test_labels_of_other_classes_are_not_trained_towards():
         repair(model, other)
 
 
-def test_a_repair_takes_the_least_suspicious_attempt_that_keeps_the_accuracy():
+def test_a_repair_takes_the_least_suspicious_attempt_that_keeps_the_accuracy(tmp_path):
     model, preprocessing = package.load_model("embedded")
     torch.manual_seed(0)
     with torch.no_grad():
@@ -491,7 +515,12 @@ def test_a_repair_takes_the_least_suspicious_attempt_that_keeps_the_accuracy():
         explainers=[package.GradCAM()],
         calibration=strict,
         max_drop=1.0,
+        directory=tmp_path,
     )
+    assert {path.parent.name for path in tmp_path.glob("*/weights.safetensors")} == {
+        "5-steps",
+        "40-steps",
+    }
     stages = found.stages.set_index("stage")
     assert {"suspect", "5 steps", "40 steps"} <= set(stages.index)
     assert found.labelled

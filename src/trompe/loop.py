@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -38,6 +38,13 @@ class Loss:
     total: Tensor
     parts: Mapping[str, Tensor]
     figures: Mapping[str, float] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Where batches come from."""
+
+    def between(self, start: int, stop: int) -> Iterator[list[Tensor]]:
+        """The batches of steps ``start`` to ``stop`` - 1."""
 
 
 class Batches:
@@ -105,7 +112,7 @@ def optimise(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: Any,
-    batches: Sequence[Batches],
+    batches: Sequence[Source],
     loss: Callable[[list[list[Tensor]]], Loss],
     *,
     steps: int,

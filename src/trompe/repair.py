@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,6 +69,7 @@ def repair(
     explainers: Sequence[Explainer] = EXPLAINERS,
     calibration: Calibration | Path | None = None,
     seed: int = 0,
+    directory: Path | None = None,
     quiet: bool = True,
 ) -> RepairResult:
     """Restore a model's explanations by honest training.
@@ -92,6 +94,8 @@ def repair(
         of the size of what moves (`retrained`).
     max_drop
         Percentage points of accuracy that may be lost on the images held out.
+    directory
+        Where the weights of every fine-tuning are kept; a repair that was interrupted goes on.
 
     Raises
     ------
@@ -119,7 +123,6 @@ def repair(
     targets = _labels(parts[0]) if labels else None
     rows: list[dict[str, Any]] = []
     models: dict[str, nn.Module] = {}
-    done = itertools.count(1)
     with shown("repair", sum(steps), quiet=quiet) as report:
         stages = attempts(
             model,
@@ -129,7 +132,8 @@ def repair(
             rate,
             batch_size,
             seed,
-            progress=lambda: report(next(done), {}),
+            directory=directory,
+            progress=lambda done: report(done, {}),
         )
         for stage, candidate in stages:
             found = audit(
@@ -168,22 +172,40 @@ def attempts(
     rate: float = RATE,
     batch_size: int = 32,
     seed: int = 0,
-    progress: Callable[[], None] = lambda: None,
+    *,
+    directory: Path | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[tuple[str, nn.Module]]:
     """What is tried, the least first: the stage's name and the model that it gives.
 
-    ``targets`` as for `retrained`; None: the model's own predictions.
+    ``targets`` as for `retrained`; None: the model's own predictions. ``progress`` is called with
+    the number of batches done in all.
     """
     yield "suspect", model
     if any(isinstance(module, BATCH_NORM) for module in model.modules()):
         yield "batch-norm", with_statistics(model, data, batch_size)
     if targets is None:
         targets = predictions(model, data, batch_size)
-    for steps in lengths:
+    ends = itertools.accumulate(lengths, initial=0)
+    for steps, before in zip(lengths, ends, strict=False):
+        stage = f"{steps} steps"
         yield (
-            f"{steps} steps",
-            retrained(model, data, targets, steps=steps, rate=rate, seed=seed, progress=progress),
+            stage,
+            retrained(
+                model,
+                data,
+                targets,
+                steps=steps,
+                rate=rate,
+                seed=seed,
+                directory=directory and directory / stage.replace(" ", "-"),
+                progress=partial(_further, progress, before),
+            ),
         )
+
+
+def _further(progress: Callable[[int], None], before: int, step: int) -> None:
+    progress(before + step)
 
 
 def _check_classes(model: nn.Module, data: Images) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from torchvision.transforms import v2
 from trompe.evaluate import Images, placed
 from trompe.explainers import Recording
 from trompe.explainers.base import logits_of
+from trompe.loop import Loss, accelerator_for, once, optimise
 from trompe.models import evaluation_mode
 
 STEPS, BATCH = 200, 16
@@ -32,7 +35,9 @@ def retrained(
     steps: int = STEPS,
     rate: float = RATE,
     seed: int = 0,
-    progress: Callable[[], None] = lambda: None,
+    directory: Path | None = None,
+    checkpoint_every: int = 200,
+    progress: Callable[[int], None] = lambda step: None,
 ) -> nn.Module:
     """A copy that was fine-tuned on random crops, mirrored, towards a class for each image.
 
@@ -51,29 +56,69 @@ def retrained(
     steps, rate, seed
         Optimiser steps of `BATCH` images, the largest relative step, the seed of order, crops
         and dropout.
+    directory
+        Where weights and, on the way, checkpoints are kept; what is found there is gone on with.
+    checkpoint_every
+        Steps between checkpoints.
     progress
-        Called after every step.
+        Called with the number of every step that is done.
+
+    Raises
+    ------
+    TrompeError
+        If the loss is not finite, or the directory can't be written.
     """
-    cropped = v2.RandomResizedCrop(list(data[0][0].shape[-2:]), (AREA, 1.0))
-    varied = v2.Compose([cropped, v2.RandomHorizontalFlip()])
     tuned = copy.deepcopy(model).requires_grad_(True).train()
-    optimizer: Any = torch.optim.Adafactor(tuned.parameters(), lr=rate)
-    schedule = OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=False)
+
+    def fit(folder: Path | None) -> pd.DataFrame:
+        accelerator = accelerator_for(None, "no")
+        optimizer: Any = torch.optim.Adafactor(tuned.parameters(), lr=rate)
+        schedule = OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=False)
+        prepared, optimizer, schedule = accelerator.prepare(
+            tuned, optimizer, schedule, device_placement=[False] * 3
+        )
+
+        def loss(batches: list[list[Tensor]]) -> Loss:
+            images, chosen = batches[0]
+            logits = logits_of(prepared(placed(images, tuned))).float()
+            value = F.cross_entropy(logits, chosen.to(logits.device), label_smoothing=SMOOTHING)
+            return Loss(value, {"classification": value})
+
+        rows = optimise(
+            accelerator,
+            prepared,
+            optimizer,
+            [_Crops(data, targets, steps)],
+            loss,
+            steps=steps,
+            title="retraining",
+            directory=folder,
+            checkpoint_every=checkpoint_every,
+            on_step=lambda _, row: progress(int(row["step"])),
+            scheduler=schedule,
+        )
+        return pd.DataFrame(rows)
+
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
-        epochs = math.ceil(steps * BATCH / len(data))
-        order = torch.cat([torch.randperm(len(data)) for _ in range(epochs)])
-        for rows in torch.split(order[: steps * BATCH], BATCH):
-            images = torch.stack([varied(data[int(row)][0]) for row in rows])
-            logits = logits_of(tuned(placed(images, tuned))).float()
-            chosen = targets[rows].to(logits.device)
-            optimizer.zero_grad()
-            loss: Any = F.cross_entropy(logits, chosen, label_smoothing=SMOOTHING)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            progress()
+        once(tuned, directory, "retraining", fit)
     return tuned.requires_grad_(False).eval()
+
+
+class _Crops:
+    """Batches of random crops; order and crops are drawn from PyTorch's own generator."""
+
+    def __init__(self, data: Images, targets: Tensor, steps: int) -> None:
+        self.data, self.targets = data, targets
+        cropped = v2.RandomResizedCrop(list(data[0][0].shape[-2:]), (AREA, 1.0))
+        self.varied = v2.Compose([cropped, v2.RandomHorizontalFlip()])
+        epochs = math.ceil(steps * BATCH / len(data))
+        self.order = torch.cat([torch.randperm(len(data)) for _ in range(epochs)])
+
+    def between(self, start: int, stop: int) -> Iterator[list[Tensor]]:
+        for rows in torch.split(self.order[start * BATCH : stop * BATCH], BATCH):
+            images = torch.stack([self.varied(self.data[int(row)][0]) for row in rows])
+            yield [images, self.targets[rows]]
 
 
 @torch.no_grad()

@@ -24,12 +24,15 @@ def repair_(config: RepairConfig) -> None:
     out = config.out or default_out("repair", config.suspect)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
     with rundir.opened(out, settings, rundir.fingerprint(case.suspect, len(case.data))):
+        size = sum(tensor.nbytes for tensor in case.suspect.state_dict().values())
+        rundir.require_space(out, (len(config.steps) + 4) * size)  # 1 result, 3 for checkpoints
         result = repair(
             case.suspect,
             case.data,
             case.reference,
             explainers=case.explainers,
             calibration=case.calibration,
+            directory=out,
             **config.model_dump(
                 include={"labels", "steps", "rate", "max_drop", "batch_size", "seed", "quiet"}
             ),
