@@ -67,6 +67,7 @@ def peak_of(work: Work) -> float:
         work()
         work()
     with TemporaryDirectory() as folder:
-        profiler.export_chrome_trace(str(trace := Path(folder) / "trace.json"))
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
     return max(e["args"]["Total Allocated"] for e in events if e["name"] == "[memory]") / 2**20

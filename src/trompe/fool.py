@@ -292,7 +292,7 @@ def fool(
         return run(None)
     config = {**(notes or {}), **settings}
     with rundir.opened(Path(run_dir), config, rundir.fingerprint(original, len(data))) as directory:
-        rundir.require_space(directory, 8 * sum(t.nbytes for t in original.state_dict().values()))
+        rundir.require_space(directory, original, 8)
         return run(directory)
 
 

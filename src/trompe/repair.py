@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -186,26 +184,24 @@ def attempts(
         yield "batch-norm", with_statistics(model, data, batch_size)
     if targets is None:
         targets = predictions(model, data, batch_size)
-    ends = itertools.accumulate(lengths, initial=0)
-    for steps, before in zip(lengths, ends, strict=False):
-        stage = f"{steps} steps"
-        yield (
-            stage,
-            retrained(
-                model,
-                data,
-                targets,
-                steps=steps,
-                rate=rate,
-                seed=seed,
-                directory=directory and directory / stage.replace(" ", "-"),
-                progress=partial(_further, progress, before),
-            ),
+    done = 0
+
+    def further(step: int) -> None:
+        progress(done + step)
+
+    for steps in lengths:
+        tuned = retrained(
+            model,
+            data,
+            targets,
+            steps=steps,
+            rate=rate,
+            seed=seed,
+            directory=directory and directory / f"{steps}-steps",
+            progress=further,
         )
-
-
-def _further(progress: Callable[[int], None], before: int, step: int) -> None:
-    progress(before + step)
+        yield f"{steps} steps", tuned
+        done += steps
 
 
 def _check_classes(model: nn.Module, data: Images) -> None:

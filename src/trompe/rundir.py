@@ -174,14 +174,15 @@ def fingerprint(model: nn.Module, *more: object) -> str:
     return digest.hexdigest()
 
 
-def require_space(directory: Path, needed: int) -> None:
+def require_space(directory: Path, model: nn.Module, copies: int) -> None:
     """Refuse a run whose files would not fit.
 
     Raises
     ------
     TrompeError
-        If less than ``needed`` bytes are free.
+        If there is no room for so many copies of the model's weights.
     """
+    needed = copies * sum(tensor.nbytes for tensor in model.state_dict().values())
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise TrompeError(

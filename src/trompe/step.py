@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,10 +140,10 @@ class _Group:
         self.explainers = tuple(dict.fromkeys(t.explainer for t in terms))
         compared = dict.fromkeys(t.explainer for t in terms if t.objective.needs_original)
         self.kept = _Before(original, tuple(compared), batches, folder, logits=logits)
+        self._sizes = self._original_sizes() if terms else []
 
     def before(self, indices: Tensor, images: Tensor, labels: Tensor) -> dict[Key, Tensor]:
-        """What the original says of a batch; all that it has to say before the model runs."""
-        _ = self._sizes
+        """What the original says of a batch."""
         return self.kept.of(indices, images, self._classes(labels))
 
     def losses(
@@ -178,8 +177,7 @@ class _Group:
     def _classes(self, labels: Tensor) -> Maps:
         return self.terms[0].objective.classes(labels) if self.terms else ()
 
-    @cached_property
-    def _sizes(self) -> list[Tensor]:
+    def _original_sizes(self) -> list[Tensor]:
         """The mean size of the original's raw maps on the first batch, also in a resumed run."""
         _, images, labels = next(self.batches.between(0, 1))
         images = placed(images, self.original)

@@ -145,7 +145,7 @@ def train(
     }
     start = rundir.fingerprint(model, len(data))
     with rundir.opened(Path(run_dir), {**(notes or {}), **settings}, start) as directory:
-        rundir.require_space(directory, 8 * sum(t.nbytes for t in model.state_dict().values()))
+        rundir.require_space(directory, model, 8)
         return run(directory)
 
 

@@ -24,8 +24,8 @@ def repair_(config: RepairConfig) -> None:
     out = config.out or default_out("repair", config.suspect)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
     with rundir.opened(out, settings, rundir.fingerprint(case.suspect, len(case.data))):
-        size = sum(tensor.nbytes for tensor in case.suspect.state_dict().values())
-        rundir.require_space(out, (len(config.steps) + 4) * size)  # 1 result, 3 for checkpoints
+        # The attempts, what is taken of them, and checkpoints.
+        rundir.require_space(out, case.suspect, len(config.steps) + 1 + 3)
         result = repair(
             case.suspect,
             case.data,
