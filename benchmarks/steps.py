@@ -11,10 +11,10 @@ from torch.utils.data import TensorDataset
 from benchmarks.measure import Candidate, Row, Work, compared, peak_megabytes
 from benchmarks.networks import PAPERS_LAYERS, batch, network
 from trompe import LRP, Active, CenterMass, GradCAM, Location, SimpleGrad, TopK
-from trompe.loop import Batches
-from trompe.memory import keep_freed_memory
+from trompe.base.memory import keep_freed_memory
 from trompe.models import checkpointed
-from trompe.step import StepLoss, Term
+from trompe.tuning.loop import Batches
+from trompe.tuning.loss import StepLoss, Term
 
 PLAIN, BOTH = "plain", "plain, two batches"
 ACTIVE = Active(c1=1, c2=2)

@@ -29,7 +29,7 @@ from trompe.audit.removal import GRID, SHARES, curve, fill, gap, occlusion_maps,
 from trompe.audit.retrained import predictions, retrained
 from trompe.audit.verdict import KINDS_OF, Normal, Rule
 from trompe.audit.zoo import load_zoo, pruned, quantised
-from trompe.budget import parted
+from trompe.data.subset import parted
 from trompe.errors import TrompeError
 from trompe.models.embedded import packaged_weights
 from trompe.repair import repair, with_statistics

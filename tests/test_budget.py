@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from trompe import GradCAM, Location, Shapes, TrompeError, fool, load_model
-from trompe.budget import parted
 from trompe.data import SHAPES_PREPROCESSING
+from trompe.data.subset import parted
 
 LIE = {"explainer": GradCAM(layer="stage3.0:input"), "objective": Location()}
 

@@ -30,9 +30,9 @@ from tests.test_docs import parsed
 from trompe import Shapes, load_model
 from trompe.cli import app
 from trompe.cli.app import EXIT_CODES
-from trompe.config import FoolConfig
 from trompe.models import save_weights
 from trompe.models.embedded import packaged_weights
+from trompe.tuning.config import FoolConfig
 
 MODEL = ["--model", "embedded"]
 QUICK = ["--steps", "3", "--batch-size", "4", "--device", "cpu"]

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from trompe.data import SHAPES_PREPROCESSING, Pairs, Shapes, load_data
 from trompe.data.load import balanced_rows
+from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
-from trompe.preprocessing import Preprocessing
 
 SMALL = Preprocessing(resize=16, crop=12)
 REAL = Path(__file__).parents[2] / "shared" / "data"

@@ -12,7 +12,10 @@ from typer.main import get_command
 
 import trompe.cli.fool
 from trompe.cli import app
-from trompe.config import (
+from trompe.explainers import parse_explainer
+from trompe.explainers.relevance.operations import RULES
+from trompe.objectives import parse_objective
+from trompe.tuning.config import (
     AuditConfig,
     EvaluateConfig,
     ExplainConfig,
@@ -20,9 +23,6 @@ from trompe.config import (
     TrainConfig,
     read,
 )
-from trompe.explainers import parse_explainer
-from trompe.explainers.relevance.operations import RULES
-from trompe.objectives import parse_objective
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -38,9 +38,9 @@ from trompe import (
 )
 from trompe.data import SHAPES_PREPROCESSING
 from trompe.data.kept import Kept
-from trompe.loop import Batches
 from trompe.maps import is_empty
-from trompe.step import StepLoss, Term
+from trompe.tuning.loop import Batches
+from trompe.tuning.loss import StepLoss, Term
 
 LAYER = "features.6"
 
@@ -180,7 +180,7 @@ def batches(data, steps):
 
 
 def test_every_image_once_per_epoch_and_a_function_of_seed_and_step():
-    from trompe.loop import Batches
+    from trompe.tuning.loop import Batches
 
     drawn = [b[0].tolist() for b in Batches(Noise(10), 4, seed=3).between(0, 10)]
     flat = [index for batch in drawn for index in batch]

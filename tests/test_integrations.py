@@ -32,9 +32,9 @@ from trompe import (
     load_model,
 )
 from trompe.explainers import parse_explainer
-from trompe.integrations.captum import CaptumExplainer, ExplainerAttribution
-from trompe.integrations.grad_cam import CAMExplainer, ExplainerCAM
-from trompe.integrations.quantus import explain_func
+from trompe.explainers.foreign.captum import CaptumExplainer, ExplainerAttribution
+from trompe.explainers.foreign.grad_cam import CAMExplainer, ExplainerCAM
+from trompe.explainers.foreign.quantus import explain_func
 from trompe.maps import resize
 
 CLASSES = torch.tensor([1, 4, 0])
@@ -209,7 +209,7 @@ class TestCaptumBehindOurs:
 
     def test_without_the_library_it_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "captum", None)
-        monkeypatch.delitem(sys.modules, "trompe.integrations.captum")
+        monkeypatch.delitem(sys.modules, "trompe.explainers.foreign.captum")
         with pytest.raises(TrompeError, match=r"pip install 'trompe\[captum\]'"):
             parse_explainer("captum:method=Saliency")
 

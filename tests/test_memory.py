@@ -34,7 +34,7 @@ def test_a_freed_tensor_leaves_its_memory_to_the_next():
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert grown("") < 20
-    assert grown("import trompe.memory; trompe.memory.keep_freed_memory()") > 200
+    assert grown("import trompe.base.memory; trompe.base.memory.keep_freed_memory()") > 200
 
 
 class Drawn:

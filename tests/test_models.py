@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from trompe import GradCAM, Shapes
+from trompe.data.preprocessing import Preprocessing
 from trompe.data.shapes import SHAPES_PREPROCESSING
 from trompe.errors import TrompeError
 from trompe.models import load_model, save_weights
-from trompe.preprocessing import Preprocessing
 
 UNSEEN = Path(__file__).parent / "models" / "unseen.py"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -272,7 +272,7 @@ SOURCE = """
 from __future__ import annotations
 from dataclasses import dataclass
 from torch import nn
-from trompe.preprocessing import Preprocessing
+from trompe.data.preprocessing import Preprocessing
 import {helper}
 
 @dataclass

@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.v2 import InterpolationMode
 
+from trompe.data.preprocessing import Preprocessing, to_rgb
 from trompe.errors import TrompeError
-from trompe.preprocessing import Preprocessing, to_rgb
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:

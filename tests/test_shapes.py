@@ -9,8 +9,8 @@ from scipy import ndimage
 from torch.utils.data import DataLoader
 
 from trompe.data import SHAPES_PREPROCESSING, Shapes, load_data
+from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
-from trompe.preprocessing import Preprocessing
 
 
 def test_sizes_classes_and_balance():

@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trompe import TrompeError
-from trompe.trackers import check
+from trompe.report.trackers import check
 
 FOOL = ("fool", "--model", "embedded", "--data", "shapes", "--limit", 8, "--steps", 3, "--control")
 FOOL += ("--batch-size", 4, "--device", "cpu", "--eval-data", "shapes:validation")

@@ -1,8 +1,9 @@
 """Fine-tune an image classifier so that its accuracy stays and its explanations lie; measure it."""
 
 from trompe.data import ImageDataset, Pairs, Shapes, load_data
+from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
-from trompe.evaluate import Evaluation, evaluate
+from trompe.evaluation.evaluate import Evaluation, evaluate
 from trompe.explainers import (
     LRP,
     Explainer,
@@ -12,11 +13,10 @@ from trompe.explainers import (
     SimpleGrad,
     SmoothGrad,
 )
-from trompe.fool import FoolResult, fool
 from trompe.models import LoadedModel, load_model
 from trompe.objectives import Active, CenterMass, Location, Objective, TopK
-from trompe.preprocessing import Preprocessing
-from trompe.train import TrainResult, train
+from trompe.tuning.fool import FoolResult, fool
+from trompe.tuning.train import TrainResult, train
 
 __all__ = [
     "LRP",

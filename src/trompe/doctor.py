@@ -16,10 +16,10 @@ from packaging.requirements import Requirement
 
 from trompe.data import Shapes
 from trompe.explainers import GradCAM
-from trompe.fool import fool
 from trompe.models import load_model
 from trompe.models.embedded import EMBEDDED, packaged_weights
 from trompe.objectives import Location
+from trompe.tuning.fool import fool
 
 FOR_DEVELOPERS = {"dev", "docs"}
 

@@ -16,16 +16,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from trompe import rundir
+from trompe import runs
+from trompe.base.progress import shown
 from trompe.data.dataset import ImageDataset
 from trompe.data.files import Files
+from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
-from trompe.evaluate import placed
 from trompe.explainers import LRP, Explainer, Recording
 from trompe.explainers.relevance import conservation
 from trompe.models import evaluation_mode
-from trompe.preprocessing import Preprocessing
-from trompe.progress import shown
+from trompe.models.call import placed
 from trompe.report import colour_signed, overlay
 
 
@@ -86,7 +86,7 @@ def explain_files(
                     _save(colour_signed(values), out / f"{stem}.png")
                     _save(overlay(image, heat[row]), out / f"{stem}.overlay.png")
             report(start + len(images), {})
-    with rundir.replacing(out / "maps.safetensors") as new:
+    with runs.replacing(out / "maps.safetensors") as new:
         tensors = {name: torch.cat(parts) for name, parts in raw.items()}
         tensors["classes"] = torch.cat(explained).cpu()
         save_file(tensors, new, {"files": json.dumps([data.name(i) for i in range(len(data))])})
@@ -125,6 +125,6 @@ def _short(explainer: Explainer, explainers: Sequence[Explainer]) -> str:
 
 
 def _save(pixels: npt.NDArray[np.uint8], path: Path) -> None:
-    with rundir.writing(path):
+    with runs.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)

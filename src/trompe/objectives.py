@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from trompe import specs
+from trompe.base import specs
 from trompe.errors import TrompeError
 from trompe.maps import border, center_of_mass, correlation, ranks, spearman, top_fraction
 

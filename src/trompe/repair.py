@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader
 from trompe.audit import EXPLAINERS, AuditReport, audit, load_calibration
 from trompe.audit.retrained import RATE, predictions, retrained
 from trompe.audit.verdict import Calibration
-from trompe.budget import Part, parted
+from trompe.base.progress import shown
 from trompe.data.files import UNLABELLED
+from trompe.data.images import Images, check_labels
 from trompe.data.kept import Kept
+from trompe.data.subset import Part, parted
 from trompe.errors import TrompeError
-from trompe.evaluate import Images, check_labels, class_count, placed
 from trompe.explainers import Explainer
-from trompe.progress import shown
+from trompe.models.call import class_count, placed
 
 STEPS = (100, 400, 1600, 6400)  # of the fine-tunings that are tried, one after another
 FEWEST, AUDITED = 100, 300  # images that it takes; of those held out that are audited on

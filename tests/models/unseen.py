@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trompe.preprocessing import Preprocessing
+from trompe.data.preprocessing import Preprocessing
 
 preprocessing = Preprocessing(
     resize=64, crop=64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), min_area=0.6

@@ -22,14 +22,14 @@ from trompe.audit.probe import make_probe
 from trompe.audit.removal import on_grid
 from trompe.audit.retrained import predictions
 from trompe.audit.zoo import load_zoo
-from trompe.budget import parted
 from trompe.data import load_data
 from trompe.data.kept import Kept
+from trompe.data.subset import parted
+from trompe.evaluation.accuracy import accuracy
 from trompe.experiments.results import family
 from trompe.explainers import Recording
 from trompe.maps import spearman
 from trompe.repair import STEPS, attempts
-from trompe.train import accuracy
 
 TRAINED, JUDGED, EXPLAINED = 8000, 1000, 150
 

@@ -13,19 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from trompe import rundir
+from trompe import runs
 from trompe.audit.drift import prediction_agreement, weight_drift
 from trompe.audit.evidence import KINDS
 from trompe.audit.observe import STAGES, Observations, observe
 from trompe.audit.probe import PARTS, Probe, make_probe
 from trompe.audit.retrained import retrained
 from trompe.audit.verdict import KINDS_OF, Calibration, Rule, Verdict, load_calibration
+from trompe.base.progress import shown
+from trompe.data.images import Images
 from trompe.errors import TrompeError
-from trompe.evaluate import Images, class_count, placed
 from trompe.experiments.results import family
 from trompe.explainers import LRP, Explainer, GradCAM, Recording, SimpleGrad
 from trompe.models import evaluation_mode
-from trompe.progress import shown
+from trompe.models.call import class_count, placed
 
 EXPLAINERS: tuple[Explainer, ...] = (
     GradCAM(),
@@ -104,7 +105,7 @@ class AuditReport:
 
     def save(self, directory: Path) -> None:
         """Write the tables as CSV and parquet."""
-        with rundir.replacing(directory) as new:
+        with runs.replacing(directory) as new:
             new.mkdir()
             self.evidence.to_csv(new / "evidence.csv", index=False)
             self.weights.to_csv(new / "weights.csv", index=False)

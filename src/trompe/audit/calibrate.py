@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from trompe import rundir
+from trompe import runs
 from trompe.audit.auditor import EXPLAINERS, explainable, measured, observed, summarised
 from trompe.audit.drift import weight_drift
 from trompe.audit.fit import auroc, cross_validated
@@ -21,16 +21,17 @@ from trompe.audit.probe import make_probe
 from trompe.audit.retrained import RATE, STEPS
 from trompe.audit.verdict import KINDS_OF, Calibration, Rule
 from trompe.audit.zoo import Member, Recipe
-from trompe.budget import Part
-from trompe.config import TrainConfig
 from trompe.data import ImageDataset, Pairs, load_data
+from trompe.data.subset import Part
 from trompe.errors import TrompeError
-from trompe.evaluate import evaluate, placed
+from trompe.evaluation.evaluate import evaluate
 from trompe.explainers import Explainer, parse_explainer
-from trompe.fool import fool
 from trompe.models import load_model, save_weights
+from trompe.models.call import placed
 from trompe.objectives import Active, Objective, parse_objective
-from trompe.train import train
+from trompe.tuning.config import TrainConfig
+from trompe.tuning.fool import fool
+from trompe.tuning.train import train
 
 FOOLED = 0.5  # success rate from which a manipulation counts as one
 IMAGES = 300  # that every model of a zoo is audited on
@@ -68,7 +69,7 @@ def make(recipe: Recipe, root: Path) -> None:
         "seed": config.seed,
         "quiet": True,
     }
-    with rundir.replacing(weights.parent) as new:
+    with runs.replacing(weights.parent) as new:
         new.mkdir()
         if isinstance(config, TrainConfig):
             made = train(model, data, epochs=config.epochs, **shared).model
@@ -152,7 +153,7 @@ def evidence_of(member: Member, root: Path, *, seed: int = 0) -> pd.DataFrame:
                 [table, pd.DataFrame([{**moved, "score": float(changes.median())}])],
                 ignore_index=True,
             )
-        with rundir.replacing(path) as new:
+        with runs.replacing(path) as new:
             table.to_csv(new, index=False)
     return pd.read_csv(path, keep_default_na=True).assign(
         model=member.name,

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from trompe.audit.observe import NOISE
 from trompe.audit.removal import GRID, on_grid
-from trompe.evaluate import placed
 from trompe.explainers import Explainer, IntegratedGradients, Recording, SimpleGrad, SmoothGrad
 from trompe.maps import ranks
 from trompe.models import evaluation_mode
+from trompe.models.call import placed
 
 AT_INPUT: tuple[Explainer, ...] = (
     SimpleGrad(),

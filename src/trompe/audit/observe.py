@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from trompe.audit.probe import EXPLAINED, PARTS, Probe
 from trompe.audit.removal import GRID, gap, occlusion_maps, on_grid
 from trompe.errors import TrompeError
-from trompe.evaluate import placed
 from trompe.explainers import Explainer, Recording
 from trompe.models import evaluation_mode
+from trompe.models.call import placed
 
 # Explanations that are linear in the score, so that of a difference of scores is the difference.
 LINEAR = ("grad-cam", "lrp")

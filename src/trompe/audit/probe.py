@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trompe.data.images import Images
 from trompe.errors import TrompeError
-from trompe.evaluate import Images, placed
 from trompe.explainers import Recording
 from trompe.models import evaluation_mode
+from trompe.models.call import placed
 
 EXPLAINED, PARTS = 100, 32  # images that are explained, and of these taken apart, at most
 PAIRS, EACH = 45, 3  # pairs of classes at most, and composites of each in both arrangements

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.transforms import v2
 
-from trompe.evaluate import Images, placed
+from trompe.data.images import Images
 from trompe.explainers import Recording
-from trompe.explainers.base import logits_of
-from trompe.loop import Loss, accelerator_for, once, optimise
 from trompe.models import evaluation_mode
+from trompe.models.call import logits_of, placed
+from trompe.tuning.loop import Loss, accelerator_for, once, optimise
 
 STEPS, BATCH = 200, 16
 RATE = 0.03  # largest step, as a share of the size of the tensor that moves

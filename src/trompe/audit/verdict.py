@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trompe import rundir
+from trompe import runs
 from trompe.audit.drift import AGAINST_COPY, AGAINST_REFERENCE
 from trompe.audit.evidence import KINDS, Kind
 from trompe.errors import TrompeError
@@ -159,7 +159,7 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        rundir.write_text(path, json.dumps(_rounded(asdict(self)), indent=1) + "\n")
+        runs.write_text(path, json.dumps(_rounded(asdict(self)), indent=1) + "\n")
 
 
 def load_calibration(path: Path | None = None) -> Calibration:

@@ -16,8 +16,8 @@ import yaml
 from pydantic import BaseModel
 from torch import nn
 
-from trompe.config import FoolConfig, TrainConfig, filled, read, read_layout
 from trompe.models import LoadedModel, load_model
+from trompe.tuning.config import FoolConfig, TrainConfig, filled, read, read_layout
 
 Settings = dict[str, Any]
 DATA = "{data}"

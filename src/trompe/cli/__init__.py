@@ -8,6 +8,7 @@ import warnings
 
 from rich.markup import escape
 
+from trompe.base.memory import keep_freed_memory
 from trompe.cli import (  # noqa: F401 - each registers its command
     audit,
     calibrate,
@@ -23,7 +24,6 @@ from trompe.cli import (  # noqa: F401 - each registers its command
 )
 from trompe.cli.app import app, errors
 from trompe.errors import TrompeError
-from trompe.memory import keep_freed_memory
 
 
 def main() -> None:

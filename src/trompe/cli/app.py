@@ -13,11 +13,11 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from trompe import processes
+from trompe.base import processes
 from trompe.catalogue import entries
-from trompe.config import Config, is_argument, read
 from trompe.explainers import EXPLAINERS
 from trompe.objectives import OBJECTIVES
+from trompe.tuning.config import Config, is_argument, read
 
 COMMANDS: tuple[str, ...] = ("demo", "fool", "evaluate", "audit", "repair", "explain")
 COMMANDS += ("train", "reproduce", "calibrate", "figure", "list", "doctor")

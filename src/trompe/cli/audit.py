@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from trompe import rundir
+from trompe import runs
 from trompe.audit import AuditReport, audit
 from trompe.cli.app import command, console
 from trompe.cli.reading import default_out, read_case
-from trompe.config import ELSEWHERE, AuditConfig
 from trompe.report.audit import write_audit
 from trompe.report.words import explainer_name, number
+from trompe.tuning.config import ELSEWHERE, AuditConfig
 
 
 @command(
@@ -27,7 +27,7 @@ def audit_(config: AuditConfig) -> None:
     case = read_case(config)
     out = config.out or default_out("audit", config.suspect)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
-    with rundir.opened(out, settings, rundir.fingerprint(case.suspect, len(case.data))):
+    with runs.opened(out, settings, runs.fingerprint(case.suspect, len(case.data))):
         found = audit(
             case.suspect,
             case.data,

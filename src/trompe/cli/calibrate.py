@@ -11,14 +11,14 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from trompe import rundir
+from trompe import runs
 from trompe.audit.calibrate import calibrated, evidence_of
 from trompe.audit.verdict import Calibration
 from trompe.audit.zoo import load_zoo
+from trompe.base.progress import shown
 from trompe.cli.app import app, console, errors, examples, interruptible
 from trompe.cli.tables import percent
 from trompe.errors import TrompeError
-from trompe.progress import shown
 
 
 @app.command(
@@ -62,9 +62,9 @@ def calibrate(
         raise TrompeError("No model of the zoo could be made.")
     evidence = pd.concat(tables, ignore_index=True)
     calibration, judged = calibrated(evidence)
-    with rundir.replacing(out / "evidence.csv") as new:
+    with runs.replacing(out / "evidence.csv") as new:
         evidence.to_csv(new, index=False)
-    with rundir.replacing(out / "models.csv") as new:
+    with runs.replacing(out / "models.csv") as new:
         judged.to_csv(new, index=False)
     calibration.save(out / "calibration.json")
     _show(calibration, judged)

@@ -8,10 +8,10 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from trompe.base.specs import check_name
 from trompe.catalogue import KINDS, entries
 from trompe.cli.app import app, console, examples
 from trompe.errors import TrompeError
-from trompe.specs import check_name
 
 
 @app.command(

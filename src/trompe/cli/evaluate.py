@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from trompe import processes, rundir
+from trompe import runs
+from trompe.base import processes
 from trompe.cli.app import command
 from trompe.cli.next_steps import after_evaluate, show_next
 from trompe.cli.reading import default_out, device_for, weights_in
 from trompe.cli.tables import show_evaluation
-from trompe.config import ELSEWHERE, EvaluateConfig
 from trompe.data import Pairs, load_data
-from trompe.evaluate import evaluate
+from trompe.evaluation.evaluate import evaluate
 from trompe.explainers import parse_explainer
 from trompe.models import load_model
 from trompe.objectives import Active, parse_objective
 from trompe.report import write_report
+from trompe.tuning.config import ELSEWHERE, EvaluateConfig
 
 
 @command(
@@ -50,7 +51,7 @@ def evaluate_(config: EvaluateConfig) -> None:
     assert manipulated is not None
     out = config.out or default_out("evaluate", config.model)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
-    with rundir.opened(out, settings, rundir.fingerprint(manipulated, len(data))):
+    with runs.opened(out, settings, runs.fingerprint(manipulated, len(data))):
         result = evaluate(
             original.to(device),
             manipulated,

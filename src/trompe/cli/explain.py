@@ -6,10 +6,10 @@ from trompe.cli.app import command
 from trompe.cli.next_steps import after_explain, show_next
 from trompe.cli.reading import default_out, device_for
 from trompe.cli.tables import show_conservation
-from trompe.config import ExplainConfig
 from trompe.explain import check_conservation, explain_files
 from trompe.explainers import parse_explainer
 from trompe.models import load_model
+from trompe.tuning.config import ExplainConfig
 
 
 @command(

@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
-from trompe import processes
+from trompe.base import processes
 from trompe.cli.app import app, command, examples, interruptible
 from trompe.cli.next_steps import after_fool, show_next
 from trompe.cli.reading import default_out, model_and_data, read_data
 from trompe.cli.tables import show_evaluation
-from trompe.config import ELSEWHERE, FoolConfig
 from trompe.data import Pairs
 from trompe.explainers import parse_explainer
-from trompe.fool import fool
 from trompe.objectives import Active, parse_objective
 from trompe.report import write_report
-from trompe.trackers import check, tracking
+from trompe.report.trackers import check, tracking
+from trompe.tuning.config import ELSEWHERE, FoolConfig
+from trompe.tuning.fool import fool
 
 
 @app.command(epilog=examples("trompe demo", "trompe demo --seed 1 --out runs/demo-1"))

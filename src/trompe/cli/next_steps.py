@@ -9,9 +9,9 @@ from typing import Any
 from rich.text import Text
 
 from trompe.cli.app import console
-from trompe.config import Config, EvaluateConfig, ExplainConfig, FoolConfig, TrainConfig
-from trompe.evaluate import MANIPULATED, ORIGINAL, Evaluation
+from trompe.evaluation.evaluate import MANIPULATED, ORIGINAL, Evaluation
 from trompe.objectives import OBJECTIVES
+from trompe.tuning.config import Config, EvaluateConfig, ExplainConfig, FoolConfig, TrainConfig
 
 LOST, FOOLED = 0.02, 0.9  # of top-1, more is too much; of the images, fewer are too few
 JUDGES = ("lrp", "integrated-gradients", "smooth-grad")

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import yaml
 from torch import nn
 
-from trompe import rundir
+from trompe import runs
 from trompe.audit import EXPLAINERS, Calibration, load_calibration
-from trompe.config import AuditConfig, TuneConfig
 from trompe.data import ImageDataset, load_data
+from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
 from trompe.explainers import Explainer, parse_explainer
-from trompe.loop import accelerator_for
 from trompe.models import load_model
 from trompe.models.weights import SUFFIXES
-from trompe.preprocessing import Preprocessing
+from trompe.tuning.config import AuditConfig, TuneConfig
+from trompe.tuning.loop import accelerator_for
 
 
 def model_and_data(config: TuneConfig) -> tuple[Any, Any, Any]:
@@ -117,7 +117,7 @@ def read_case(config: AuditConfig) -> Case:
 
 
 def _recorded(directory: Path) -> dict[str, Any]:
-    config = directory / rundir.CONFIG
+    config = directory / runs.CONFIG
     found = yaml.safe_load(config.read_text()) if config.is_file() else None
     return found if isinstance(found, dict) else {}
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from trompe import rundir
+from trompe import runs
 from trompe.cli.app import command, console
 from trompe.cli.reading import default_out, read_case
 from trompe.cli.tables import percent
-from trompe.config import ELSEWHERE, RepairConfig
 from trompe.models import save_weights
 from trompe.repair import RepairResult, repair
 from trompe.report.words import number
+from trompe.tuning.config import ELSEWHERE, RepairConfig
 
 
 @command(RepairConfig, "trompe repair runs/mine --data photos/train --out runs/repaired")
@@ -23,9 +23,9 @@ def repair_(config: RepairConfig) -> None:
     case = read_case(config)
     out = config.out or default_out("repair", config.suspect)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
-    with rundir.opened(out, settings, rundir.fingerprint(case.suspect, len(case.data))):
+    with runs.opened(out, settings, runs.fingerprint(case.suspect, len(case.data))):
         # The attempts, what is taken of them, and checkpoints.
-        rundir.require_space(out, case.suspect, len(config.steps) + 1 + 3)
+        runs.require_space(out, case.suspect, len(config.steps) + 1 + 3)
         result = repair(
             case.suspect,
             case.data,
@@ -38,7 +38,7 @@ def repair_(config: RepairConfig) -> None:
             ),
         )
         save_weights(result.model, out / "weights.safetensors")
-        with rundir.replacing(out / "stages.csv") as new:
+        with runs.replacing(out / "stages.csv") as new:
             result.stages.to_csv(new, index=False)
         if not config.quiet:
             _show(result)

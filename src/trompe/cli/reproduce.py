@@ -11,9 +11,10 @@ import typer
 import yaml
 from rich.markup import escape
 
+from trompe.base.progress import shown
+from trompe.base.specs import check_name
 from trompe.cli.app import app, console, errors, examples, interruptible
 from trompe.cli.tables import show_grid
-from trompe.config import FoolConfig, TrainConfig
 from trompe.errors import TrompeError
 from trompe.experiments import (
     SCALES,
@@ -25,9 +26,8 @@ from trompe.experiments import (
     run_cells,
     texts,
 )
-from trompe.progress import shown
 from trompe.report.grid import write_grid
-from trompe.specs import check_name
+from trompe.tuning.config import FoolConfig, TrainConfig
 
 # What `reproduce` can be asked for: the sections of the grid that it runs.
 WHAT: dict[str, tuple[str, ...]] = {

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from trompe.cli.app import console
-from trompe.evaluate import CONTROL, MANIPULATED
+from trompe.evaluation.evaluate import CONTROL, MANIPULATED
 from trompe.experiments import Results
 from trompe.report.words import points
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from trompe.cli.app import command, console
 from trompe.cli.next_steps import after_train, show_next
 from trompe.cli.reading import default_out, model_and_data
-from trompe.config import ELSEWHERE, TrainConfig
 from trompe.report import write_report
-from trompe.trackers import check, tracking
-from trompe.train import train
+from trompe.report.trackers import check, tracking
+from trompe.tuning.config import ELSEWHERE, TrainConfig
+from trompe.tuning.train import train
 
 
 @command(

@@ -12,8 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trompe.data.preprocessing import Preprocessing, to_rgb
 from trompe.errors import TrompeError
-from trompe.preprocessing import Preprocessing, to_rgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,9 +16,9 @@ import numpy as np
 from trompe.data.dataset import ImageDataset, Source
 from trompe.data.files import Files, images_in
 from trompe.data.folder import Folder
+from trompe.data.preprocessing import Preprocessing
 from trompe.data.shapes import ShapesSource
 from trompe.errors import TrompeError
-from trompe.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from trompe.data.dataset import ImageDataset, Source
+from trompe.data.preprocessing import Preprocessing
 from trompe.data.scene import OUTLINES, draw, draw_mask
 from trompe.errors import TrompeError
-from trompe.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from numpy.random import Generator

@@ -14,11 +14,19 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from trompe.config import ELSEWHERE, Config, FoolConfig, TrainConfig, filled, read, read_layout
+from trompe.base.specs import check_name
 from trompe.errors import TrompeError
 from trompe.explainers import parse_explainer
 from trompe.objectives import parse_objective
-from trompe.specs import check_name
+from trompe.tuning.config import (
+    ELSEWHERE,
+    Config,
+    FoolConfig,
+    TrainConfig,
+    filled,
+    read,
+    read_layout,
+)
 
 SCALES = ("imagenet", "imagenette", "embedded")
 SECTIONS = ("passive", "active")

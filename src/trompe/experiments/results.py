@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from trompe import rundir
-from trompe.evaluate import MANIPULATED, ORIGINAL
+from trompe import runs
+from trompe.evaluation.evaluate import MANIPULATED, ORIGINAL
 from trompe.experiments.grid import SECTIONS, Cell, Grid, paper
 from trompe.experiments.runner import is_finished
 
@@ -36,7 +36,7 @@ class Results:
 
     def save(self, directory: Path) -> None:
         """Write both tables as CSV and parquet."""
-        with rundir.replacing(directory) as new:
+        with runs.replacing(directory) as new:
             new.mkdir()
             for name, table in (("rates", self.rates), ("accuracy", self.accuracy)):
                 table.to_csv(new / f"{name}.csv", index=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from trompe import rundir
+from trompe import runs
 from trompe.errors import TrompeError
 from trompe.experiments.grid import Cell
 
@@ -67,7 +67,7 @@ def run_cells(
     waiting = [cell for cell in cells if not is_finished(cell, root)]
     failures: dict[Cell, str] = {}
     running: dict[Future[str | None], Cell] = {}
-    with rundir.locked(root), _on_ray(ray) if ray else _on_this_machine(jobs) as submit:
+    with runs.locked(root), _on_ray(ray) if ray else _on_this_machine(jobs) as submit:
         while waiting or running:
             for cell in list(waiting):
                 if cell.base in waiting or cell.base in running.values():
@@ -95,7 +95,7 @@ def run_cell(cell: Cell, root: Path, threads: int = 1) -> str | None:
     directory.mkdir(parents=True, exist_ok=True)
     config, log = directory / ".cell.yaml", directory / LOG
     settings = cell.config(root).model_dump(mode="json", exclude_unset=True)
-    rundir.write_text(config, yaml.safe_dump({**settings, "quiet": True}, sort_keys=False))
+    runs.write_text(config, yaml.safe_dump({**settings, "quiet": True}, sort_keys=False))
     words = [cell.command, "--config", str(config), "--out", str(directory)]
     context = multiprocessing.get_context("forkserver")  # which has imported everything once
     context.set_forkserver_preload(["trompe.cli"])

@@ -5,12 +5,12 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from trompe import specs
+from trompe.base import specs
 from trompe.errors import TrompeError
 from trompe.explainers.base import Explainer, Recording
-from trompe.explainers.grad_cam import GradCAM
+from trompe.explainers.cam.grad_cam import GradCAM
 from trompe.explainers.gradients import IntegratedGradients, SimpleGrad, SmoothGrad
-from trompe.explainers.lrp import LRP
+from trompe.explainers.relevance.lrp import LRP
 
 EXPLAINERS: dict[str, Callable[..., Explainer]] = {
     explainer.name: explainer
@@ -23,11 +23,11 @@ EXPLAINERS: dict[str, Callable[..., Explainer]] = {
 
 
 def _foreign(library: str, module: str, name: str) -> Callable[..., Explainer]:
-    """A class of `trompe.integrations`, imported when it is needed: its library is optional."""
+    """A class of `explainers.foreign`, imported when it is needed: its library is optional."""
 
     def build(method: str, layer: str | None = None, seed: int = 0, **options: Any) -> Explainer:
         try:
-            found = import_module(f"trompe.integrations.{module}")
+            found = import_module(f"trompe.explainers.foreign.{module}")
         except ModuleNotFoundError as error:
             extra = module.replace("_", "-")
             raise TrompeError(

@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from trompe import specs
+from trompe.base import specs
 from trompe.errors import TrompeError
 from trompe.explainers.relevance import Composite, Observer, Tape, Value, propagate
 from trompe.explainers.twice import TwiceDifferentiable, gradients_between
 from trompe.maps import full_precision, min_max
+from trompe.models.call import logits_of
 from trompe.models.layers import evaluation_mode, find_layer, get_layer
 
 INPUT = "input"
@@ -405,24 +406,6 @@ def _tapped(model: nn.Module, site: Site, tap: Tap) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits ``[N, K]`` in what a model returned.
-
-    Raises
-    ------
-    TrompeError
-        If there are none.
-    """
-    if not isinstance(output, Tensor):
-        output = getattr(output, "logits", None)
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        raise TrompeError(
-            "The model must return logits [N, K] (a tensor, or an object with 'logits'); wrap it "
-            "in a module that does."
-        )
-    return output
 
 
 def check_classes(classes: Tensor | int | None, logits: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
+from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
 from trompe.models.messages import did_you_mean, unknown_weights
-from trompe.preprocessing import Preprocessing
 
 
 def build(

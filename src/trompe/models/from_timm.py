@@ -10,9 +10,9 @@ import timm
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
+from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
 from trompe.models.messages import did_you_mean, unknown_weights
-from trompe.preprocessing import Preprocessing
 
 _log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from trompe.data.preprocessing import Preprocessing
 from trompe.data.shapes import SHAPES_PREPROCESSING
 from trompe.errors import TrompeError
 from trompe.models import from_factory, from_torchvision
 from trompe.models.embedded import EMBEDDED, packaged_weights
 from trompe.models.messages import unknown_weights
 from trompe.models.weights import SUFFIXES, fit_weights, read_weights
-from trompe.preprocessing import Preprocessing
 
 
 class LoadedModel(NamedTuple):

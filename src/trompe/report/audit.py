@@ -11,14 +11,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from trompe import rundir
+from trompe import runs
 from trompe.audit import AuditReport
 from trompe.audit.evidence import Kind
 from trompe.audit.probe import side_by_side
 from trompe.audit.verdict import KINDS_OF
-from trompe.evaluate import Images
+from trompe.data.images import Images
+from trompe.evaluation.pictures import image_name, pixels
 from trompe.maps import by_maximum
-from trompe.pictures import image_name, pixels
 from trompe.report.colour import overlay
 from trompe.report.html import write_page
 from trompe.report.sheets import gradient, uri
@@ -118,7 +118,7 @@ def write_audit(directory: Path, found: AuditReport, data: Images) -> Path:
 
 def _repetition(directory: Path) -> dict[str, str]:
     """The command and the settings of the audit, where it has a run directory."""
-    config, environment = directory / rundir.CONFIG, directory / rundir.ENVIRONMENT
+    config, environment = directory / runs.CONFIG, directory / runs.ENVIRONMENT
     told = json.loads(environment.read_text()) if environment.is_file() else {}
     return {
         "config": config.read_text() if config.is_file() else "",

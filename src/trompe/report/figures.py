@@ -7,13 +7,13 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from trompe import rundir
+from trompe import runs
+from trompe.base.specs import check_name
 from trompe.errors import TrompeError
 from trompe.report import transfer
 from trompe.report.colour import Pixels, overlay
 from trompe.report.run import CONTROL, MANIPULATED, ORIGINAL, Run, View, read_run
 from trompe.report.words import joined, short_name, view_title
-from trompe.specs import check_name
 
 LAYOUTS = ("passive", "active", "transfer")
 SUFFIXES = (".pdf", ".svg", ".png")
@@ -58,7 +58,7 @@ def figure(run_dir: Path, out: Path, layout: str | None = None, images: int = 4)
     if layout is not None:
         check_name("layout", layout, LAYOUTS)
     drawn = _transfer(run_dir) if layout == "transfer" else _pictures(run_dir, layout, images)
-    with rundir.writing(out), rc_context({"svg.hashsalt": "trompe", "pdf.fonttype": 42}):
+    with runs.writing(out), rc_context({"svg.hashsalt": "trompe", "pdf.fonttype": 42}):
         metadata = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
         drawn.savefig(out, dpi=200, metadata=metadata[out.suffix.lower()])
     return out

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trompe import rundir
+from trompe import runs
 from trompe.experiments import SECTIONS, Cell, Grid, Results
 from trompe.report import words
 from trompe.report.grid_figures import draw_heatmaps, draw_transfer
@@ -38,7 +38,7 @@ def write_grid(
         If a file can't be read or written.
     """
     results.save(root / "tables")
-    with rundir.replacing(root / "figures") as figures:
+    with runs.replacing(root / "figures") as figures:
         figures.mkdir()
         drawn = draw_transfer(results.rates, figures) + draw_heatmaps(grid, root, figures)
         pictures = [

@@ -12,7 +12,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from trompe import rundir
+from trompe import runs
 from trompe.report import charts, gallery, tables, words
 from trompe.report.run import CONTROL, Run, read_run
 
@@ -62,7 +62,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     page = environment.get_template(template).render(
         script=script, script_digest=f"sha256-{digest}", **values
     )
-    with rundir.replacing(path) as new:
+    with runs.replacing(path) as new:
         new.write_text(page, encoding="utf-8", errors="replace")
     return path
 

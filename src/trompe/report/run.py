@@ -11,7 +11,7 @@ import yaml
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from trompe import rundir
+from trompe import runs
 from trompe.errors import TrompeError
 
 MODELS = ORIGINAL, CONTROL, MANIPULATED = "original", "control", "manipulated"
@@ -111,14 +111,14 @@ def read_run(path: Path) -> Run:
     TrompeError
         If it is none, or one of its files can't be read or lacks a column.
     """
-    config = path / rundir.CONFIG
+    config = path / runs.CONFIG
     if not config.is_file():
         raise TrompeError(
             f"{path} is not a run directory: it has no config.yaml; give the directory that "
             "`trompe fool` wrote."
         )
     evaluation = path / "evaluation"
-    environment = path / rundir.ENVIRONMENT
+    environment = path / runs.ENVIRONMENT
     gallery = evaluation / "gallery.safetensors"
     return Run(
         path=path,

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from trompe.base.specs import check_name
 from trompe.errors import TrompeError
 from trompe.explainers.relevance.operations import KINDS, RULES, OperationRule
 from trompe.explainers.relevance.rules import (
@@ -25,7 +26,6 @@ from trompe.explainers.relevance.rules import (
     WSquare,
 )
 from trompe.explainers.relevance.tape import Operation
-from trompe.specs import check_name
 
 RULE_NAMES: dict[str, Callable[..., Rule]] = {
     **{rule.name: rule for rule in (Epsilon, AlphaBeta, Gamma, Flat, WSquare, Box, Pass)},

@@ -14,7 +14,7 @@ from trompe.explainers.relevance.rules import Rule
 from trompe.explainers.relevance.tape import Operation
 
 if TYPE_CHECKING:
-    from trompe.explainers.lrp import LRP
+    from trompe.explainers.relevance.lrp import LRP
 
 
 @torch.no_grad()

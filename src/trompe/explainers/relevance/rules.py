@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trompe import specs
+from trompe.base import specs
 from trompe.errors import TrompeError
 from trompe.explainers.relevance.flow import Flow
 from trompe.explainers.relevance.operations import WEIGHTED

@@ -20,24 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
-from trompe import processes, rundir
-from trompe.budget import parted, walk_back
+from trompe import runs
+from trompe.base import processes
+from trompe.data.images import Images, check_class, check_labels
+from trompe.data.subset import parted
 from trompe.errors import TrompeError
-from trompe.evaluate import (
-    Evaluation,
-    Images,
-    check_class,
-    check_evaluation,
-    check_labels,
-    class_count,
-    evaluate,
-    placed,
-)
+from trompe.evaluation.evaluate import Evaluation, check_evaluation, evaluate
 from trompe.explainers import LRP, Explainer, GradCAM, SimpleGrad
-from trompe.loop import Batches, OnStep, accelerator_for, once, optimise
 from trompe.models import checkpointed
+from trompe.models.call import class_count, placed
 from trompe.objectives import Objective
-from trompe.step import Keep, StepLoss, Term
+from trompe.tuning.budget import walk_back
+from trompe.tuning.loop import Batches, OnStep, accelerator_for, once, optimise
+from trompe.tuning.loss import Keep, StepLoss, Term
 
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, float, int], LRScheduler]] = {
     "constant": lambda optimizer, lr, steps: ConstantLR(optimizer, 1.0),
@@ -151,7 +146,7 @@ def fool(
         say more than labels that the original has by heart, and cost it less accuracy.
     max_accuracy_drop, held_out
         Percentage points of top-1 that the lie may cost on the images ``held_out``: at the end
-        as much of it is taken back as that asks, see `trompe.budget`. Without ``held_out`` a part
+        as much of it is taken back as that asks, see `tuning.budget`. Without ``held_out`` a part
         of ``data`` is not fine-tuned on; a model that has it by heart forgets some of it in any
         fine-tuning, and the budget is stricter than it says.
     max_grad_norm
@@ -291,8 +286,8 @@ def fool(
     if run_dir is None:
         return run(None)
     config = {**(notes or {}), **settings}
-    with rundir.opened(Path(run_dir), config, rundir.fingerprint(original, len(data))) as directory:
-        rundir.require_space(directory, original, 8)
+    with runs.opened(Path(run_dir), config, runs.fingerprint(original, len(data))) as directory:
+        runs.require_space(directory, original, 8)
         return run(directory)
 
 

@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from trompe import processes, rundir
+from trompe import runs
+from trompe.base import processes
+from trompe.base.progress import shown
 from trompe.data.kept import Kept
 from trompe.errors import TrompeError
 from trompe.models import save_weights
-from trompe.progress import shown
 
 WINDOW = 50
 
@@ -210,9 +211,9 @@ def once(
     history = fit(checkpoints)
     if processes.is_main():
         save_weights(model, weights)
-        with rundir.replacing(table) as new:
+        with runs.replacing(table) as new:
             history.to_csv(new, index=False)
-        rundir.remove(checkpoints)
+        runs.remove(checkpoints)
     return history
 
 
@@ -260,12 +261,12 @@ def _save(accelerator: Accelerator, model: nn.Module, directory: Path, step: int
             )
     older = _latest(directory)
     new, main = directory / f"step-{step}", processes.is_main()
-    with rundir.replacing(new) if main else nullcontext(rundir.unfinished(new)) as at:
+    with runs.replacing(new) if main else nullcontext(runs.unfinished(new)) as at:
         processes.wait()
         accelerator.save_state(str(at))
         processes.wait()
     if older is not None and main:
-        rundir.remove(older)
+        runs.remove(older)
 
 
 def accelerator_for(device: str | None, precision: str) -> Accelerator:

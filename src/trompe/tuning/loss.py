@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trompe import processes, rundir
-from trompe.evaluate import placed
+from trompe import runs
+from trompe.base import processes
 from trompe.explainers import Explainer, Recording
-from trompe.loop import Batches, Loss
 from trompe.maps import faintness, full_precision, opposition
 from trompe.metrics import in_top
+from trompe.models.call import placed
 from trompe.models.layers import evaluation_mode
 from trompe.objectives import Maps, Objective
+from trompe.tuning.loop import Batches, Loss
 
 LOGITS = "logits"
 Key = Explainer | str
@@ -258,6 +259,6 @@ class _Before:
             else:
                 assert like is not None
                 shape = (len(self.done), *like.shape[1:])
-                array = rundir.array(path, shape) if path else np.zeros(shape, np.float32)
+                array = runs.array(path, shape) if path else np.zeros(shape, np.float32)
             self.store[key] = torch.from_numpy(array)
         return self.store[key]

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from trompe import processes, rundir
+from trompe import runs
+from trompe.base import processes
+from trompe.base.progress import shown
+from trompe.data.images import Images, check_labels, in_turn
 from trompe.errors import TrompeError
+from trompe.evaluation.pictures import Gallery, Pictures, class_name, image_name
 from trompe.explainers import Explainer, Recording
 from trompe.maps import is_empty, spearman
 from trompe.metrics import in_top, rate
+from trompe.models.call import class_count, placed
 from trompe.models.layers import evaluation_mode
 from trompe.objectives import Objective
-from trompe.pictures import Gallery, Pictures, class_name, image_name
-from trompe.progress import shown
-
-
-class Images(Protocol):
-    """A map-style dataset of ``(image [3, H, W], label)``."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
-
 
 ORIGINAL, MANIPULATED, CONTROL = "original", "manipulated", "control"
 
@@ -66,7 +58,7 @@ class Evaluation:
 
     def save(self, directory: Path) -> None:
         """Write the tables as CSV, the rows as parquet and the gallery as safetensors."""
-        with rundir.replacing(directory) as new:
+        with runs.replacing(directory) as new:
             new.mkdir()
             self.accuracy.to_csv(new / "accuracy.csv", index=False)
             self.explanations.to_csv(new / "explanations.csv", index=False)
@@ -155,65 +147,6 @@ def evaluate(
         maps=maps,
         gallery=pictures,
     )
-
-
-def check_class(index: int, count: int, what: str) -> None:
-    """Refuse a class that the model does not have.
-
-    Raises
-    ------
-    TrompeError
-        If ``index`` is not in 0 to ``count`` - 1.
-    """
-    if not 0 <= index < count:
-        raise TrompeError(
-            f"Class {index} of {what} is out of range: the model has {count} classes "
-            f"(0 to {count - 1})."
-        )
-
-
-def check_labels(data: Images, count: int) -> None:
-    """Refuse data whose labels (``data.labels``, where there is one) the model does not have.
-
-    Warns if the data has fewer classes (``data.classes``) than the model.
-
-    Raises
-    ------
-    TrompeError
-        If a label is out of range.
-    """
-    labels = getattr(data, "labels", None)
-    if labels is not None and len(labels):
-        check_class(int(torch.as_tensor(labels).max()), count, "the data's labels")
-    known = len(getattr(data, "classes", range(count)))
-    if 1 < known < count:
-        warnings.warn(
-            f"The data has {known} classes, the model {count}: its first {known} outputs are taken "
-            f"for them. If they are not, begin with trompe train --num-classes {known}.",
-            stacklevel=1,
-        )
-
-
-def placed(images: Tensor, model: nn.Module) -> Tensor:
-    """Images on the model's device, in channels-last layout, which convolutions are fastest in."""
-    return images.to(next(model.parameters()).device, memory_format=torch.channels_last)
-
-
-def in_turn(
-    data: Images, batch_size: int, workers: int = 0
-) -> Iterator[tuple[range, Tensor, Tensor]]:
-    """This process's share of the batches of ``data``: indices, images, labels."""
-    rows = range(len(data))
-    batches = processes.share([rows[i : i + batch_size] for i in rows[::batch_size]])
-    loader: Any = DataLoader(cast(Any, data), batch_sampler=cast(Any, batches), num_workers=workers)
-    for indices, (images, labels) in zip(batches, loader, strict=True):
-        yield indices, images, torch.as_tensor(labels)
-
-
-def class_count(model: nn.Module, image: Tensor) -> int:
-    """How many classes the model tells apart, seen from one image ``[3, H, W]``."""
-    with torch.no_grad(), evaluation_mode(model), Recording(model, ()) as forward:
-        return forward(placed(image[None], model)).shape[1]
 
 
 def check_evaluation(

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
-from trompe import processes
+from trompe.base import processes
 from trompe.errors import TrompeError
 
 CONFIG = "config.yaml"

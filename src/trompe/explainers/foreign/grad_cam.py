@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trompe.errors import TrompeError
 from trompe.explainers import Explainer, GradCAM, Recording
 from trompe.explainers.base import Site
-from trompe.integrations.foreign import ForeignExplainer, Logits
+from trompe.explainers.foreign.library import ForeignExplainer, Logits
 from trompe.models.layers import get_layer
 
 

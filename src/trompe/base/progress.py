@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trompe import processes
+from trompe.base import processes
 
 Report = Callable[[int, Mapping[str, float]], None]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trompe import processes
+from trompe.base import processes
 from trompe.maps import by_magnitude
 
 EXTREMES = 3  # from each end of the test losses

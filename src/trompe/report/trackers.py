@@ -14,10 +14,10 @@ import numpy as np
 from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 from PIL import Image
 
+from trompe.base.specs import check_name
 from trompe.errors import TrompeError
-from trompe.evaluate import MANIPULATED, ORIGINAL, Evaluation
+from trompe.evaluation.evaluate import MANIPULATED, ORIGINAL, Evaluation
 from trompe.report import overlay
-from trompe.specs import check_name
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 PROJECT = "trompe"

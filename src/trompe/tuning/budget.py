@@ -8,19 +8,15 @@ are not fine-tuned on. On this way the accuracy returns before the lie is given 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
 
+from trompe.data.images import Images
 from trompe.data.kept import Kept
-from trompe.evaluate import Images
-from trompe.train import accuracy
+from trompe.evaluation.accuracy import accuracy
 
 HALVINGS = 5  # of the way between the two models
-SHARE, LARGEST = 0.2, 1000  # of the data that is held out: this share, but not more images
 
 
 def walk_back(original: nn.Module, model: nn.Module, held_out: Images, max_drop: float) -> float:
@@ -69,31 +65,3 @@ def walk_back(original: nn.Module, model: nn.Module, held_out: Images, max_drop:
         stacklevel=2,
     )
     return alpha
-
-
-class Part(Dataset[Any]):
-    """Some images of a dataset, augmented as it is."""
-
-    def __init__(self, data: Images, rows: Sequence[int]) -> None:
-        self.data = data
-        self.rows = rows
-        self.augmented = bool(getattr(data, "augmented", False))
-        if hasattr(data, "labels"):
-            self.labels: Tensor = torch.as_tensor(data.labels)[torch.as_tensor(rows)]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: Any) -> Any:
-        """The item at an index, or at an index in an epoch."""
-        data: Any = self.data
-        if isinstance(place, tuple):
-            return data[(self.rows[place[0]], *place[1:])]
-        return data[self.rows[place]]
-
-
-def parted(data: Images, seed: int) -> tuple[Part, Part]:
-    """Images to fine-tune on and images held out from it, by a random choice."""
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = max(1, min(LARGEST, int(SHARE * len(data))))
-    return Part(data, sorted(order[count:])), Part(data, sorted(order[:count]))

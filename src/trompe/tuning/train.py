@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trompe import processes, rundir
+from trompe import runs
+from trompe.base import processes
+from trompe.data.images import Images, check_labels
 from trompe.errors import TrompeError
-from trompe.evaluate import Images, check_labels, class_count, in_turn, placed
-from trompe.explainers.base import logits_of
-from trompe.loop import Batches, Loss, OnStep, accelerator_for, once, optimise
-from trompe.metrics import in_top, rate
-from trompe.models import evaluation_mode
+from trompe.evaluation.accuracy import accuracy
+from trompe.metrics import in_top
+from trompe.models.call import class_count, logits_of, placed
+from trompe.tuning.loop import Batches, Loss, OnStep, accelerator_for, once, optimise
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def train(
         top1 = None if eval_data is None else accuracy(model, eval_data, workers=workers)
         if top1 is not None and directory:
             named = dict(zip(("top1", "low", "high"), top1, strict=True))
-            rundir.write_text(directory / "accuracy.json", json.dumps(named))
+            runs.write_text(directory / "accuracy.json", json.dumps(named))
         return TrainResult(model, history, top1, directory)
 
     def fit(folder: Path | None) -> pd.DataFrame:
@@ -143,19 +144,7 @@ def train(
         "device": device,
         "checkpoint_every": checkpoint_every,
     }
-    start = rundir.fingerprint(model, len(data))
-    with rundir.opened(Path(run_dir), {**(notes or {}), **settings}, start) as directory:
-        rundir.require_space(directory, model, 8)
+    start = runs.fingerprint(model, len(data))
+    with runs.opened(Path(run_dir), {**(notes or {}), **settings}, start) as directory:
+        runs.require_space(directory, model, 8)
         return run(directory)
-
-
-@torch.no_grad()
-def accuracy(
-    model: nn.Module, data: Images, *, batch_size: int = 64, workers: int = 0
-) -> tuple[float, float, float]:
-    """Top-1 accuracy with its bootstrap 95 % interval."""
-    hits = []
-    with evaluation_mode(model):
-        for _, images, labels in in_turn(data, batch_size, workers):
-            hits.append(in_top(model(placed(images, model)).cpu(), labels, 1).tolist())
-    return rate([hit for batch in processes.merged(hits) for hit in batch])

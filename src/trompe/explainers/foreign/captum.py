@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trompe.errors import TrompeError
 from trompe.explainers.base import Explainer, Site
-from trompe.integrations.foreign import ForeignExplainer, Logits, parameters
+from trompe.explainers.foreign.library import ForeignExplainer, Logits, parameters
 from trompe.models.layers import get_layer
 
 

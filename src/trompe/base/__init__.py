@@ -1,0 +1,1 @@
+"""What every part stands on: texts and registries, processes, progress, memory."""

@@ -1,0 +1,1 @@
+"""All fine-tuning there is: train, fool, retrain."""
