@@ -21,7 +21,7 @@ class TestList:
     @pytest.mark.parametrize(
         ("what", "names"),
         [
-            ("explainers", [*EXPLAINERS, "captum", "pytorch-grad-cam"]),
+            ("explainers", [*EXPLAINERS]),
             ("objectives", [*OBJECTIVES]),
             ("composites", [*COMPOSITES]),
             ("models", ["embedded", "embedded-vgg", "resnet50", "vgg19", "densenet121"]),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torchvision import models
 
-from trompe.explainers import EXPLAINERS, FOREIGN
+from trompe.explainers import EXPLAINERS
 from trompe.explainers.relevance import COMPOSITES, Choice
 from trompe.models.embedded import EMBEDDED
 from trompe.objectives import OBJECTIVES
@@ -29,7 +29,7 @@ class Entry(NamedTuple):
 
 def explainers() -> Iterator[Entry]:
     """Every explainer that ``--explainer`` takes."""
-    return _described(EXPLAINERS | FOREIGN)
+    return _described(EXPLAINERS)
 
 
 def objectives() -> Iterator[Entry]:

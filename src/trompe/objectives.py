@@ -19,6 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from trompe.base import specs
+from trompe.base.identity import Identified
+from trompe.base.registry import Registry
 from trompe.errors import TrompeError
 from trompe.maps import border, center_of_mass, correlation, ranks, spearman, top_fraction
 
@@ -26,7 +28,7 @@ Maps = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Objective(ABC):
+class Objective(Identified, ABC):
     """A fooling: a loss over heatmaps, and a test loss with the interval that counts as fooled.
 
     Parameters
@@ -109,7 +111,7 @@ class Location(Objective):
     needs_original: ClassVar[bool] = False
     low: float = field(default=0.0, kw_only=True)
     high: float = field(default=0.2, kw_only=True)
-    mask: Tensor | str | None = field(default=None, compare=False)
+    mask: Tensor | str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -285,9 +287,11 @@ class Active(Objective):
             )
 
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    objective.name: objective for objective in (Location, TopK, CenterMass, Active)
-}
+OBJECTIVES = Registry(
+    "objective",
+    Objective,  # type: ignore[type-abstract]
+    {objective.name: objective for objective in (Location, TopK, CenterMass, Active)},
+)
 """Objectives by name."""
 
 
@@ -301,7 +305,7 @@ def parse_objective(spec: str) -> Objective:
     TrompeError
         If the name or an option is unknown.
     """
-    return specs.build("objective", spec, OBJECTIVES)
+    return OBJECTIVES.build(spec)
 
 
 __all__ = [

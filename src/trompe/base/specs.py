@@ -2,61 +2,64 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import yaml
 from torch import Tensor
 
+from trompe.base.identity import fingerprint
 from trompe.errors import TrompeError
 
 T = TypeVar("T")
 _COMMA = re.compile(r",(?![^\[]*\])")
 
 
-def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]]) -> T:
-    """Build what ``name`` or ``name:option=value,option=value`` describes.
+def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
+    """Call a class or function with the options in ``option=value,option=value``.
 
     Parameters
     ----------
-    kind
-        What is built, for messages, e.g. ``"explainer"``.
-    spec
-        The text; values are read as YAML, ``[1, 2]`` as a list.
-    registry
-        Known names, each with the class or function that takes the options.
+    kind, name
+        What is made and what it is called, for messages.
+    factory
+        Takes the options.
+    rest
+        The options as text; values are read as YAML, ``[1, 2]`` as a list.
 
     Raises
     ------
     TrompeError
-        If the name or an option is unknown, or an option is not ``key=value``.
+        If an option is unknown, missing, or not ``key=value``.
     """
-    name, _, rest = spec.partition(":")
-    check_name(kind, name, registry)
     options: dict[str, Any] = {}
     for item in _COMMA.split(rest) if rest else []:
         key, equals, value = item.partition("=")
         if not equals:
             raise TrompeError(
-                f"In {kind} '{spec}', '{item}' is not an option; write {name}:option=value."
+                f"In {kind} '{name}:{rest}', '{item}' is not an option; write {name}:option=value."
             )
-        options[key.strip()] = yaml.safe_load(value)
-    factory = registry[name]
+        try:
+            options[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise TrompeError(
+                f"In {kind} '{name}:{rest}', the value of '{key}' can't be read: '{value}'."
+            ) from error
     signature = inspect.signature(factory).parameters.values()
     known = {p.name: p for p in signature if p.kind is not p.VAR_KEYWORD}
     for key in options:
         if key not in known and len(known) == len(signature):
-            raise TrompeError(
-                f"The {kind} '{name}' has no option '{key}'; it takes {', '.join(known)}."
-            )
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise TrompeError(f"The {kind} '{name}' has no option '{key}'; {takes}.")
     missing = [
         key
         for key, p in known.items()
-        if p.default is inspect.Parameter.empty and key not in options
+        if p.default is inspect.Parameter.empty
+        and p.kind is not p.VAR_POSITIONAL
+        and key not in options
     ]
     if missing:
         example = ",".join(f"{key}=..." for key in missing)
@@ -64,27 +67,16 @@ def build(kind: str, spec: str, registry: Mapping[str, Callable[..., T]]) -> T:
     return factory(**options)
 
 
-def check_name(kind: str, name: str, known: Collection[str]) -> None:
-    """Refuse a name that is not known; suggests a close one.
-
-    Raises
-    ------
-    TrompeError
-        If ``name`` is not in ``known``.
-    """
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(known)}."
-        raise TrompeError(f"There is no {kind} '{name}'; {hint}")
-
-
 def text(name: str, described: Any) -> str:
-    """The text that `build` reads back as the dataclass ``described``."""
+    """The text that `called` reads back as the dataclass ``described``, for people and for YAML.
+
+    A tensor is named by a digest; text can't hold it.
+    """
     options = []
     for field in fields(described):
         value = getattr(described, field.name)
         if isinstance(value, Tensor):
-            options.append(f"{field.name}=tensor{tuple(value.shape)}")
+            options.append(f"{field.name}=tensor-{fingerprint(value)}")
         elif value is not None and value != field.default:
             options.append(f"{field.name}={value}")
     return f"{name}:{','.join(options)}" if options else name

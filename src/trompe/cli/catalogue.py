@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from trompe.base.specs import check_name
+from trompe.base.messages import check_name
 from trompe.catalogue import KINDS, entries
 from trompe.cli.app import app, console, examples
 from trompe.errors import TrompeError

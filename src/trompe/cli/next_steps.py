@@ -30,7 +30,9 @@ def show_next(results: str, steps: dict[str, str], *, quiet: bool) -> None:
 
 def after_fool(config: FoolConfig, out: Path, evaluation: Evaluation | None) -> dict[str, str]:
     """Mend what went wrong; judge by other explainers; another objective; a control; own images."""
-    passive = (name for name, kind in OBJECTIVES.items() if not kind.on_composites)
+    passive = (
+        name for name, kind in OBJECTIVES.items() if not getattr(kind, "on_composites", False)
+    )
     other = next((name for name in passive if name not in config.objective), None)
     again = {"config": out / "config.yaml"}
     steps = {}

@@ -11,8 +11,8 @@ import typer
 import yaml
 from rich.markup import escape
 
+from trompe.base.messages import check_name
 from trompe.base.progress import shown
-from trompe.base.specs import check_name
 from trompe.cli.app import app, console, errors, examples, interruptible
 from trompe.cli.tables import show_grid
 from trompe.errors import TrompeError

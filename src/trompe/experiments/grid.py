@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from trompe.base.specs import check_name
+from trompe.base.messages import check_name
 from trompe.errors import TrompeError
 from trompe.explainers import parse_explainer
 from trompe.objectives import parse_objective

@@ -5,21 +5,12 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from trompe.base import specs
+from trompe.base.registry import Registry
 from trompe.errors import TrompeError
 from trompe.explainers.base import Explainer, Recording
 from trompe.explainers.cam.grad_cam import GradCAM
 from trompe.explainers.gradients import IntegratedGradients, SimpleGrad, SmoothGrad
 from trompe.explainers.relevance.lrp import LRP
-
-EXPLAINERS: dict[str, Callable[..., Explainer]] = {
-    explainer.name: explainer
-    for explainer in (GradCAM, SimpleGrad, SmoothGrad, IntegratedGradients, LRP)
-} | {
-    f"{explainer.name}-t": partial(explainer, layer=None)
-    for explainer in (SimpleGrad, SmoothGrad, IntegratedGradients, LRP)
-}
-"""Explainers by name; ``-t`` is the form at the target layer, found if not named."""
 
 
 def _foreign(library: str, module: str, name: str) -> Callable[..., Explainer]:
@@ -48,6 +39,20 @@ FOREIGN: dict[str, Callable[..., Explainer]] = {
 }
 """Explainers of other libraries, by the library's name."""
 
+EXPLAINERS: Registry[Explainer] = Registry(
+    "explainer",
+    Explainer,  # type: ignore[type-abstract]
+    {
+        **{e.name: e for e in (GradCAM, SimpleGrad, SmoothGrad, IntegratedGradients, LRP)},
+        **{
+            f"{e.name}-t": partial(e, layer=None)
+            for e in (SimpleGrad, SmoothGrad, IntegratedGradients, LRP)
+        },
+        **FOREIGN,
+    },
+)
+"""Explainers by name; ``-t`` is the form at the target layer, found if not named."""
+
 
 def parse_explainer(spec: str) -> Explainer:
     """Build an explainer from text: ``grad-cam``, ``lrp-t``, ``simple-grad:layer=layer4``.
@@ -59,7 +64,7 @@ def parse_explainer(spec: str) -> Explainer:
     TrompeError
         If the name or an option is unknown.
     """
-    return specs.build("explainer", spec, EXPLAINERS | FOREIGN)
+    return EXPLAINERS.build(spec)
 
 
 __all__ = [

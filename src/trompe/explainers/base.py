@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trompe.base import specs
+from trompe.base.identity import Identified
 from trompe.errors import TrompeError
 from trompe.explainers.relevance import Composite, Observer, Tape, Value, propagate
 from trompe.explainers.twice import TwiceDifferentiable, gradients_between
@@ -62,7 +63,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Explainer(ABC):
+class Explainer(Identified, ABC):
     """Explains a class of a classifier by a map over positions.
 
     Immutable and stateless: it leaves the model as it found it. Maps follow PyTorch's gradient

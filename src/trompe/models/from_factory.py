@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from trompe.base.code import imported, own
 from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
-from trompe.models.messages import did_you_mean, unknown_weights
+from trompe.models.messages import unknown_weights
 
 
 def build(
@@ -35,11 +29,12 @@ def build(
     """
     if pretrained is not None:
         raise unknown_weights(name, pretrained, [])
-    target, _, attribute = name.rpartition(":")
-    is_file = target.endswith(".py")
-    with _importable(Path(target).resolve().parent if is_file else Path.cwd()):
-        module = _module(target, is_file)
-        factory = _factory(module, attribute, name)
+    named = own(name)
+    if named is None or named.rest:
+        raise TrompeError(f"{name} names no class or function; write path/file.py:factory.")
+    with imported(named) as (module, factory):
+        if not callable(factory) or isinstance(factory, nn.Module):
+            raise TrompeError(f"{name} names no class or function; give one that makes the model.")
         model = factory(**_arguments(factory, name, num_classes))
     if not isinstance(model, nn.Module):
         raise TrompeError(
@@ -50,52 +45,6 @@ def build(
         if isinstance(preprocessing, Preprocessing):
             return model, preprocessing
     return model, Preprocessing()
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let modules in `folder` be imported, after all others of the same name."""
-    entry = str(folder)
-    if entry in sys.path:
-        yield
-        return
-    sys.path.append(entry)
-    try:
-        yield
-    finally:
-        sys.path.remove(entry)
-
-
-def _module(target: str, is_file: bool) -> ModuleType:
-    try:
-        return _run(Path(target)) if is_file else importlib.import_module(target)
-    except Exception as error:
-        raise TrompeError(
-            f"{target!r} cannot be imported ({type(error).__name__}: {error}); give an importable "
-            "package.module:factory or an existing path/file.py:factory."
-        ) from error
-
-
-def _run(path: Path) -> ModuleType:
-    """Import a file that is in no package; dataclasses, for one, need it in sys.modules."""
-    loader = SourceFileLoader(f"trompe_model_{path.stem}", str(path))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    sys.modules[loader.name] = module
-    loader.exec_module(module)
-    return module
-
-
-def _factory(module: ModuleType, attribute: str, name: str) -> Callable[..., Any]:
-    factory: Callable[..., Any] | None = getattr(module, attribute, None)
-    if not callable(factory) or isinstance(factory, nn.Module):
-        callables = [key for key, value in vars(module).items() if callable(value)]
-        raise TrompeError(
-            f"{name} names no class or function{did_you_mean(attribute, callables)}; "
-            "give one that makes the model."
-        )
-    return factory
 
 
 def _arguments(factory: Callable[..., Any], name: str, num_classes: int | None) -> dict[str, int]:

@@ -10,9 +10,10 @@ import timm
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
+from trompe.base.messages import did_you_mean
 from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
-from trompe.models.messages import did_you_mean, unknown_weights
+from trompe.models.messages import unknown_weights
 
 _log = logging.getLogger(__name__)
 

@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 from torchvision import models
 
+from trompe.base.messages import did_you_mean, first_sentence
 from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
 from trompe.models.embedded import EMBEDDED
-from trompe.models.messages import did_you_mean, first_sentence, unknown_weights
+from trompe.models.messages import unknown_weights
 from trompe.models.weights import fit_weights
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trompe.base.messages import did_you_mean
 from trompe.errors import TrompeError
-from trompe.models.messages import did_you_mean
 
 _LEFT_OUT = re.compile("Pool|Drop|Identity|Flatten|StochasticDepth")
 

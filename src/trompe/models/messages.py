@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
+from trompe.base.messages import did_you_mean
 from trompe.errors import TrompeError
-
-
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """Return `` (did you mean a, b?)`` with up to three of the `known` names, or nothing."""
-    close = difflib.get_close_matches(name, known)
-    return f" (did you mean {', '.join(close)}?)" if close else ""
-
-
-def first_sentence(error: Exception) -> str:
-    """Return how the message of `error` begins."""
-    return str(error).split(". ")[0].strip()
 
 
 def unknown_weights(name: str, weights: str, known: Collection[str]) -> TrompeError:

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchvision.models import DenseNet, GoogLeNet, Inception3
 
+from trompe.base.messages import first_sentence
 from trompe.errors import TrompeError
-from trompe.models.messages import first_sentence
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 _NESTS = ("state_dict", "model_state_dict", "model")

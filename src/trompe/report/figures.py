@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from trompe import runs
-from trompe.base.specs import check_name
+from trompe.base.messages import check_name
 from trompe.errors import TrompeError
 from trompe.report import transfer
 from trompe.report.colour import Pixels, overlay

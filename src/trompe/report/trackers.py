@@ -14,7 +14,7 @@ import numpy as np
 from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 from PIL import Image
 
-from trompe.base.specs import check_name
+from trompe.base.messages import check_name
 from trompe.errors import TrompeError
 from trompe.evaluation.evaluate import MANIPULATED, ORIGINAL, Evaluation
 from trompe.report import overlay

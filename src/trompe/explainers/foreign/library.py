@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trompe.base.specs import check_name
+from trompe.base.messages import check_name, first_sentence
 from trompe.errors import TrompeError
 from trompe.explainers.base import INPUT, Explained, Explainer, Site
 from trompe.maps import by_maximum, full_precision, min_max
 from trompe.models.call import logits_of
 from trompe.models.layers import evaluation_mode
-from trompe.models.messages import first_sentence
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from trompe.base.specs import check_name
+from trompe.base.messages import check_name
 from trompe.errors import TrompeError
 from trompe.explainers.relevance.operations import KINDS, RULES, OperationRule
 from trompe.explainers.relevance.rules import (

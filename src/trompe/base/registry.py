@@ -1,0 +1,127 @@
+"""Things that have a name: registered, installed by other packages, or of one's own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from trompe.base import code, specs
+from trompe.base.messages import check_name
+from trompe.errors import TrompeError
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, Callable[..., T]]):
+    """Classes or functions by name, imported when they are asked for.
+
+    What other packages install under the entry point group ``trompe.KINDs`` (``trompe.explainers``)
+    belongs to it, and is imported no earlier.
+
+    Parameters
+    ----------
+    kind
+        What is registered, for messages and entry points, e.g. ``"explainer"``.
+    made
+        The type of what the classes and functions make.
+    entries
+        By name, a class or function, or where to import it from: ``"package.module:Name"``.
+
+    Examples
+    --------
+    >>> numbers = Registry("number", int, {"zero": int, "parsed": "builtins:int"})
+    >>> numbers.build("zero")
+    0
+    """
+
+    def __init__(
+        self, kind: str, made: type[T], entries: Mapping[str, Callable[..., T] | str]
+    ) -> None:
+        self.kind = kind
+        self.made = made
+        self._entries: dict[str, Callable[..., T] | str] = dict(entries)
+
+    @cached_property
+    def _installed(self) -> dict[str, EntryPoint]:
+        group = f"trompe.{self.kind.replace(' ', '_')}s"
+        return {point.name: point for point in entry_points(group=group)}
+
+    def __getitem__(self, name: str) -> Callable[..., T]:
+        entry = self._entries.get(name)
+        if entry is None:
+            found: Callable[..., T] = self._installed[name].load()
+            return found
+        if isinstance(entry, str):
+            module, _, attribute = entry.partition(":")
+            imported: Callable[..., T] = getattr(importlib.import_module(module), attribute)
+            return imported
+        return entry
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._entries
+        yield from (name for name in self._installed if name not in self._entries)
+
+    def __len__(self) -> int:
+        return len({*self._entries, *self._installed})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._installed
+
+    def register(self, name: str, factory: Callable[..., T]) -> None:
+        """Add a class or function under a name of its own.
+
+        Raises
+        ------
+        TrompeError
+            If the name is taken, or has a colon, a comma or an equals sign.
+        """
+        if name in self:
+            raise TrompeError(f"There is a {self.kind} '{name}' already; choose another name.")
+        if not name or set(name) & set(":,="):
+            raise TrompeError(f"'{name}' can't name a {self.kind}; leave out colons and commas.")
+        self._entries[name] = factory
+
+    def build(self, text: str) -> T:
+        """Make what ``NAME:option=value`` or ``path/file.py:Name:option=value`` describes.
+
+        Raises
+        ------
+        TrompeError
+            If the name or an option is unknown, or something else is made.
+        """
+        named = None if text.partition(":")[0] in self else code.own(text)
+        if named is None:
+            name, _, rest = text.partition(":")
+            check_name(self.kind, name, self)
+            return specs.called(self.kind, name, self[name], rest)
+        with code.imported(named) as (_, factory):
+            made = (
+                specs.called(self.kind, str(named), factory, named.rest)
+                if callable(factory)
+                else factory
+            )
+        if not isinstance(made, self.made):
+            raise TrompeError(
+                f"'{named}' makes a {type(made).__name__}, not the {self.kind} that is asked for."
+            )
+        return made
+
+    def read(self, given: Any) -> T:
+        """``given`` itself if it is one already, else what its text describes.
+
+        Raises
+        ------
+        TrompeError
+            If it is neither, or as `build`.
+        """
+        if isinstance(given, str):
+            return self.build(given)
+        if isinstance(given, self.made):
+            return given
+        example = next(iter(self), "...")
+        raise TrompeError(
+            f"{given!r} is no {self.kind}; give an object, or its name, such as '{example}'."
+        )
