@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -125,3 +125,17 @@ class Registry(Mapping[str, Callable[..., T]]):
         raise TrompeError(
             f"{given!r} is no {self.kind}; give an object, or its name, such as '{example}'."
         )
+
+    def read_all(self, given: Any) -> tuple[T, ...]:
+        """One or several, each as `read` takes it.
+
+        Raises
+        ------
+        TrompeError
+            If there is none, or as `read`.
+        """
+        several = isinstance(given, Iterable) and not isinstance(given, str | self.made)
+        found = tuple(self.read(one) for one in (given if several else [given]))
+        if not found:
+            raise TrompeError(f"There is no {self.kind}; give at least one.")
+        return found

@@ -1,0 +1,123 @@
+"""The contract of an objective: what a fooled heatmap should look like, and when it does.
+
+Every objective takes heatmaps in [0, 1] (an explainer's ``heatmap``), one ``[N, h, w]`` tensor
+for each class that it explains: passive foolings explain the label, active fooling two classes.
+Formulas: Heo, Joo, Moon, NeurIPS 2019, section 3 and 4; their test losses and intervals.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from trompe.base import specs
+from trompe.base.identity import Identified
+from trompe.data.images import Images
+from trompe.errors import TrompeError
+
+Maps = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Objective(Identified, ABC):
+    """A fooling: a loss over heatmaps, and a test loss with the interval that counts as fooled.
+
+    A class says what it is: ``name`` on the command line, ``title`` in print (the name unless
+    given), ``aim``, what it makes an explainer do ("lights up a fixed mask"), ``measure``, what its
+    test loss is; whether it needs the original's maps (``needs_original``) and composites
+    (``on_composites``); ``targets``, what its maps explain.
+
+    Parameters
+    ----------
+    low, high
+        The interval, ends included.
+    margin
+        Not in the paper: a test loss in the interval at which an image has been fooled well enough
+        and is pushed no further. None: pushed without end, as in the paper.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str] = ""
+    aim: ClassVar[str] = "shows what its objective asks for"
+    measure: ClassVar[str] = "the test loss of its objective"
+    needs_original: ClassVar[bool] = True
+    on_composites: ClassVar[bool] = False
+    targets: ClassVar[tuple[str, ...]] = ("label",)
+    low: float = field(kw_only=True)
+    high: float = field(kw_only=True)
+    margin: float | None = field(default=None, kw_only=True)
+
+    def classes(self, labels: Tensor) -> Maps:
+        """The classes to explain, one ``[N]`` tensor per target."""
+        return (labels,)
+
+    def composites(self, data: Images, size: int | None = None, seed: int = 0) -> Images:
+        """Images to look at instead of ``data``, made from it.
+
+        Raises
+        ------
+        TrompeError
+            If none can be made from such data.
+        """
+        raise TrompeError(
+            f"The objective {self} needs fool_data: images that hold both classes, such as "
+            "trompe.Pairs makes."
+        )
+
+    @abstractmethod
+    def loss(self, maps: Maps, original: Maps | None = None) -> Tensor:
+        """The loss per image ``[N]``, differentiable in ``maps``.
+
+        Parameters
+        ----------
+        maps, original
+            One heatmap batch ``[N, h, w]`` per target, of the manipulated and of the original
+            model. ``original`` is needed if ``needs_original``.
+        """
+
+    def test_loss(self, maps: Maps, original: Maps | None = None) -> tuple[Tensor, ...]:
+        """The test loss per image ``[N]``, one per target; the loss unless overridden."""
+        return (self.loss(maps, original).detach(),)
+
+    def fooled(self, test_loss: Tensor) -> Tensor:
+        """Whether each test loss lies in the interval. Boolean ``[N]``."""
+        return (test_loss >= self.low) & (test_loss <= self.high)
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise TrompeError(
+                f"The interval of {self.name} is empty: low={self.low} is above high={self.high}."
+            )
+        if self.margin is not None and not self.low <= self.margin <= self.high:
+            raise TrompeError(
+                f"The margin of {self.name} is a test loss that counts as fooled, from {self.low} "
+                f"to {self.high}, not {self.margin}."
+            )
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.title = cls.title or getattr(cls, "name", cls.__name__).capitalize()
+
+    def __str__(self) -> str:
+        return specs.text(self.name, self)
+
+
+def above_margin(margin: float | None, loss: Tensor) -> Tensor:
+    """The loss as far as it exceeds the margin, if there is one."""
+    return loss if margin is None else (loss - margin).relu()
+
+
+def required(original: Maps | None, objective: Objective) -> Maps:
+    """The original's maps.
+
+    Raises
+    ------
+    TrompeError
+        If they are not given.
+    """
+    if original is None:
+        raise TrompeError(f"The objective {objective.name} needs the original model's maps.")
+    return original
