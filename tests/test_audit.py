@@ -26,13 +26,14 @@ from trompe.audit.fit import RIDGE, auroc, cross_validated, fit, totals
 from trompe.audit.observe import Observations, observe, with_random_head
 from trompe.audit.probe import make_probe, side_by_side
 from trompe.audit.removal import GRID, SHARES, curve, fill, gap, occlusion_maps, on_grid
-from trompe.audit.retrained import predictions, retrained
 from trompe.audit.verdict import KINDS_OF, Normal, Rule
 from trompe.audit.zoo import load_zoo, pruned, quantised
 from trompe.data.subset import parted
 from trompe.errors import TrompeError
+from trompe.evaluation.accuracy import predictions
 from trompe.models.embedded import packaged_weights
 from trompe.repair import repair, with_statistics
+from trompe.tuning.retrain import Retrain
 
 RANDOM = np.random.default_rng(0)
 
@@ -346,7 +347,7 @@ def test_a_lie_falls_back_in_a_retrained_copy_and_predictions_stay(fooled):
     for name, model in (("lie", result.model), ("honest", result.control)):
         before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
         probe = make_probe(model, data)
-        tuned = retrained(model, data, predictions(model, data))
+        tuned = Retrain().run(model, data, predictions(model, data))
         assert all(torch.equal(before[k], tensor) for k, tensor in model.state_dict().items())
         assert (predictions(model, data) == predictions(tuned, data)).float().mean() > 0.9
         now, then = (observe(m, probe, [explainer]) for m in (model, tuned))

@@ -98,7 +98,7 @@ def test_interrupted_it_ends_with_the_same_weights(tmp_path):
 
         def __init__(self, at):
             self.data, self.reads, self.at = shapes(40), 0, at
-            self.labels = self.data.labels
+            self.labels, self.fingerprint = self.data.labels, self.data.fingerprint
 
         def __len__(self):
             return len(self.data)
@@ -122,7 +122,9 @@ def test_interrupted_it_ends_with_the_same_weights(tmp_path):
             assert torch.equal(state[name], tensor)
 
 
-@pytest.mark.parametrize("budget", [0.0, -1.0, float("nan")])
-def test_a_budget_is_above_0(budget):
-    with pytest.raises(TrompeError, match="max_accuracy_drop must be above 0"):
+@pytest.mark.parametrize(
+    ("budget", "must"), [(0.0, "above 0"), (-1.0, "above 0"), (float("nan"), "a number")]
+)
+def test_a_budget_is_above_0(budget, must):
+    with pytest.raises(TrompeError, match=f"max_accuracy_drop must be {must}"):
         run(shapes(16), budget)

@@ -32,7 +32,7 @@ from trompe.cli import app
 from trompe.cli.app import EXIT_CODES
 from trompe.models import save_weights
 from trompe.models.embedded import packaged_weights
-from trompe.tuning.config import FoolConfig
+from trompe.tuning.job import FoolJob
 
 MODEL = ["--model", "embedded"]
 QUICK = ["--steps", "3", "--batch-size", "4", "--device", "cpu"]
@@ -124,7 +124,7 @@ class TestFool:
         assert [caption["chosen"] for caption in captions].count("") == 3
         kept = yaml.safe_load((out / "config.yaml").read_text())
         assert {key: kept[key] for key in given} == given
-        default = FoolConfig(model="embedded", data="d", steps=1).model_dump(mode="json")
+        default = FoolJob(model="embedded", data="d", steps=1).model_dump(mode="json")
         unset = {"weights", "num_classes", "fool_batch_size", "pairs", "out", "quiet", "workers"}
         unset |= {"tracker", "gallery"}
         assert set(default) - set(given) == unset
@@ -324,7 +324,7 @@ class TestMistakes:
         assert "no setting 'learning_rate'" in refused("--config", config)
         config.write_text("[")
         assert "can't be read as YAML" in refused("--config", config)
-        assert "--lr can't be" in refused("--lr", "-1")
+        assert "--lr must be above 0, not -1.0" in refused("--lr", "-1")
         assert "did you mean 'grad-cam'" in refused("--explainer", "gradcam")
         assert "did you mean 'top-k'" in refused("--objective", "topk")
         assert "resnet18" in refused("--model", "resnet-18")

@@ -12,26 +12,20 @@ from typer.main import get_command
 
 import trompe.cli.fool
 from trompe.cli import app
+from trompe.cli.jobs import AuditJob, EvaluateJob, ExplainJob
 from trompe.explainers import parse_explainer
 from trompe.explainers.relevance.operations import RULES
 from trompe.objectives import parse_objective
-from trompe.tuning.config import (
-    AuditConfig,
-    EvaluateConfig,
-    ExplainConfig,
-    FoolConfig,
-    TrainConfig,
-    read,
-)
+from trompe.tuning.job import FoolJob, TrainJob, read
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGS = {
-    "audit": AuditConfig,
-    "fool": FoolConfig,
-    "evaluate": EvaluateConfig,
-    "explain": ExplainConfig,
-    "train": TrainConfig,
+    "audit": AuditJob,
+    "fool": FoolJob,
+    "evaluate": EvaluateJob,
+    "explain": ExplainJob,
+    "train": TrainJob,
 }
 # Only that it runs is asked here, so that few steps and images will do.
 FEW = {"--steps": 2, "--epochs": 0.1, "--limit": 16, "--eval-limit": 16}
@@ -109,9 +103,9 @@ def run_python(block, names):
 @pytest.fixture
 def few_in_the_demo(monkeypatch):
     def config(**given):
-        return FoolConfig(**{**given, "steps": 2, "limit": 16, "eval_limit": 16})
+        return FoolJob(**{**given, "steps": 2, "limit": 16, "eval_limit": 16})
 
-    monkeypatch.setattr(trompe.cli.fool, "FoolConfig", config)
+    monkeypatch.setattr(trompe.cli.fool, "FoolJob", config)
 
 
 @pytest.mark.usefixtures("few_in_the_demo")

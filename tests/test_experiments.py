@@ -321,7 +321,7 @@ class TestErrors:
                 "No cell is called 'location-lrp-vgg19'; there are",
             ),
             (["--set", "learning_rate=1"], "There is no setting 'learning_rate'; choose"),
-            (["--set", "lr=-1"], "--lr can't be -1: Input should be greater than 0"),
+            (["--set", "lr=-1"], "--lr must be above 0, not -1"),
             (["--set", "lr"], "--set takes NAME=VALUE, not 'lr'"),
             (["--base", "vgg16=a.pth"], "There is no network 'vgg16'; did you mean 'vgg19'?"),
         ],

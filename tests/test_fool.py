@@ -145,7 +145,8 @@ def test_the_originals_predictions_in_place_of_labels(fresh):
             parameter.mul_(1.2)
     explainer, objective = GradCAM(layer=LAYER), TopK()
     source = Batches(data, 4, 0)
-    loss = StepLoss(original, model, [Term(explainer, objective, 2.0)], source, keep="predictions")
+    terms = [Term(explainer, objective, 2.0)]
+    loss = StepLoss(original, model, terms, {None: source}, keep="predictions")
     size = None
     for batch in source.between(0, 4):
         _, images, labels = batch
@@ -446,7 +447,7 @@ class TestMistakes:
         [
             ({"lr": 0.0}, "lr must be above 0"),
             ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0"),
-            ({"steps": 0}, "steps must be above 0"),
+            ({"steps": 0}, "steps must be at least 1"),
             ({"weight": -1.0}, "at least 0"),
             ({"weight": [1.0, 2.0, 3.0], "objective": [Location(), TopK()]}, "give one of each"),
             ({"objective": Active(0, 1)}, "needs fool_data"),
@@ -455,8 +456,8 @@ class TestMistakes:
             ({"data": Noise(classes=7)}, "Class 6 of the data's labels is out of range"),
             ({"data": Noise(0)}, "no image to fine-tune on"),
             ({"explainer": GradCAM(layer="featurs.6")}, "features"),
-            ({"device": "tpu"}, "no device 'tpu'"),
-            ({"precision": "fp8"}, "no precision 'fp8'"),
+            ({"device": "tpu"}, "device can't be 'tpu'; choose cpu or cuda"),
+            ({"precision": "fp8"}, "precision can't be 'fp8'; choose no, bf16 or fp16"),
             ({"keep": "logits"}, "keep can't be 'logits'; choose labels or predictions"),
             ({"held_out": Noise()}, "held_out is only used with max_accuracy_drop"),
             ({"held_out": Noise(classes=7), "max_accuracy_drop": 1.0}, "Class 6 .*out of range"),
@@ -599,7 +600,7 @@ def test_training_lowers_the_loss_and_resumes(tmp_path):
     assert whole.history["loss"].iloc[-3:].mean() < whole.history["loss"].iloc[:3].mean()
 
     class Stops(Dataset):
-        augmented = True
+        augmented, fingerprint = True, data.fingerprint
 
         def __init__(self):
             self.calls = 0

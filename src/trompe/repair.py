@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trompe.audit import EXPLAINERS, AuditReport, audit, load_calibration
-from trompe.audit.retrained import RATE, predictions, retrained
 from trompe.audit.verdict import Calibration
 from trompe.base.progress import shown
 from trompe.data.files import UNLABELLED
@@ -22,8 +21,10 @@ from trompe.data.images import Images, check_labels
 from trompe.data.kept import Kept
 from trompe.data.subset import Part, parted
 from trompe.errors import TrompeError
+from trompe.evaluation.accuracy import predictions
 from trompe.explainers import Explainer
 from trompe.models.call import class_count, placed
+from trompe.tuning.retrain import Retrain
 
 STEPS = (100, 400, 1600, 6400)  # of the fine-tunings that are tried, one after another
 FEWEST, AUDITED = 100, 300  # images that it takes; of those held out that are audited on
@@ -62,7 +63,7 @@ def repair(
     *,
     labels: bool = True,
     steps: Sequence[int] = STEPS,
-    rate: float = RATE,
+    rate: float = 0.03,
     max_drop: float = 0.5,
     batch_size: int = 32,
     explainers: Sequence[Explainer] = EXPLAINERS,
@@ -168,7 +169,7 @@ def attempts(
     data: Images,
     targets: Tensor | None,
     lengths: Sequence[int] = STEPS,
-    rate: float = RATE,
+    rate: float = 0.03,
     batch_size: int = 32,
     seed: int = 0,
     *,
@@ -191,13 +192,10 @@ def attempts(
         progress(done + step)
 
     for steps in lengths:
-        tuned = retrained(
+        tuned = Retrain(steps=steps, rate=rate, seed=seed).run(
             model,
             data,
             targets,
-            steps=steps,
-            rate=rate,
-            seed=seed,
             directory=directory and directory / f"{steps}-steps",
             progress=further,
         )

@@ -20,12 +20,11 @@ from trompe.audit.calibrate import FOOLED, explainers_at, success
 from trompe.audit.observe import informative
 from trompe.audit.probe import make_probe
 from trompe.audit.removal import on_grid
-from trompe.audit.retrained import predictions
 from trompe.audit.zoo import load_zoo
 from trompe.data import load_data
 from trompe.data.kept import Kept
 from trompe.data.subset import parted
-from trompe.evaluation.accuracy import accuracy
+from trompe.evaluation.accuracy import accuracy, predictions
 from trompe.experiments.results import family
 from trompe.explainers import Recording
 from trompe.maps import spearman

@@ -18,7 +18,6 @@ from trompe.audit.drift import prediction_agreement, weight_drift
 from trompe.audit.evidence import KINDS
 from trompe.audit.observe import STAGES, Observations, observe
 from trompe.audit.probe import PARTS, Probe, make_probe
-from trompe.audit.retrained import retrained
 from trompe.audit.verdict import KINDS_OF, Calibration, Rule, Verdict, load_calibration
 from trompe.base.progress import shown
 from trompe.data.images import Images
@@ -27,6 +26,7 @@ from trompe.experiments.results import family
 from trompe.explainers import LRP, Explainer, GradCAM, Recording, SimpleGrad
 from trompe.models import evaluation_mode
 from trompe.models.call import class_count, placed
+from trompe.tuning.retrain import Retrain
 
 EXPLAINERS: tuple[Explainer, ...] = (
     GradCAM(),
@@ -241,7 +241,7 @@ def observed(
     """What is observed of the suspect, of a retrained copy, and of the reference if any."""
     seen = observe(model, probe, explainers, batch_size=batch_size, progress=progress)
     images = TensorDataset(probe.images, probe.classes)
-    tuned = retrained(model, images, probe.classes, seed=seed)
+    tuned = Retrain(seed=seed).run(model, images, probe.classes)
     progress()
     beside = partial(
         observe,

@@ -18,19 +18,19 @@ from trompe.audit.auditor import EXPLAINERS, explainable, measured, observed, su
 from trompe.audit.drift import weight_drift
 from trompe.audit.fit import auroc, cross_validated
 from trompe.audit.probe import make_probe
-from trompe.audit.retrained import RATE, STEPS
 from trompe.audit.verdict import KINDS_OF, Calibration, Rule
 from trompe.audit.zoo import Member, Recipe
 from trompe.data import ImageDataset, Pairs, load_data
 from trompe.data.subset import Part
 from trompe.errors import TrompeError
 from trompe.evaluation.evaluate import evaluate
-from trompe.explainers import Explainer, parse_explainer
+from trompe.explainers import Explainer
 from trompe.models import load_model, save_weights
 from trompe.models.call import placed
-from trompe.objectives import Active, Objective, parse_objective
-from trompe.tuning.config import TrainConfig
+from trompe.objectives import Active, Objective
 from trompe.tuning.fool import fool
+from trompe.tuning.job import TrainJob
+from trompe.tuning.retrain import Retrain
 from trompe.tuning.train import train
 
 FOOLED = 0.5  # success rate from which a manipulation counts as one
@@ -71,11 +71,11 @@ def make(recipe: Recipe, root: Path) -> None:
     }
     with runs.replacing(weights.parent) as new:
         new.mkdir()
-        if isinstance(config, TrainConfig):
+        if isinstance(config, TrainJob):
             made = train(model, data, epochs=config.epochs, **shared).model
         else:
-            explainers = [parse_explainer(spec) for spec in config.explainer]
-            objectives = [parse_objective(spec) for spec in config.objective]
+            explainers = list(config.explainer)
+            objectives = list(config.objective)
             made = fool(
                 model,
                 data,
@@ -245,7 +245,7 @@ def _kept(member: Member, root: Path, seed: int) -> Path:
     """Where the evidence on a model lies; another audit or another model, another file."""
     kinds = {section: [kind.name for kind in kinds] for section, kinds in KINDS_OF.items()}
     made = [r.folder if r else "" for r in (member.recipe, member.base)]
-    audited = [IMAGES, seed, STEPS, RATE]
+    audited = [IMAGES, seed, str(Retrain())]
     told = [audited, kinds, made, member.layer, str(member.copied)]
     digest = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:8]
     return root / "evidence" / f"{member.name}-{digest}.csv"

@@ -16,8 +16,9 @@ import yaml
 from pydantic import BaseModel
 from torch import nn
 
+from trompe.base.settings import filled, read_layout
 from trompe.models import LoadedModel, load_model
-from trompe.tuning.config import FoolConfig, TrainConfig, filled, read, read_layout
+from trompe.tuning.job import FoolJob, TrainJob, read
 
 Settings = dict[str, Any]
 DATA = "{data}"
@@ -82,7 +83,7 @@ class Recipe:
         """Where the trained weights are kept."""
         return root / "models" / self.folder / "weights.safetensors"
 
-    def config(self, root: Path) -> TrainConfig | FoolConfig:
+    def config(self, root: Path) -> TrainJob | FoolJob:
         """The config of the command, with the base's weights under ``root``.
 
         Raises
@@ -94,8 +95,8 @@ class Recipe:
         if self.base:
             settings["weights"] = str(self.base.weights(root))
         if self.command == "train":
-            return read(TrainConfig, None, settings)
-        return read(FoolConfig, None, settings)
+            return read(TrainJob, None, settings)
+        return read(FoolJob, None, settings)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Collection, Iterable
 
 from trompe.errors import TrompeError
@@ -39,3 +40,13 @@ def listed(what: str, items: Iterable[str], shown: int = 3) -> str:
     named = ", ".join(items[:shown])
     more = f" and {len(items) - shown} more" if len(items) > shown else ""
     return f"{len(items)} {what} ({named}{more})" if items else ""
+
+
+def unique(names: Iterable[str]) -> list[str]:
+    """The names, those that were there before with a number: ``a``, ``b``, ``a #2``."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
+    return found

@@ -86,5 +86,14 @@ def average_gradients(model: nn.Module) -> None:
             gradient /= count()
 
 
+def average_statistics(model: nn.Module) -> None:
+    """Replace what each process counted in training mode, BatchNorm's, by the mean over them."""
+    if _several() and model.training:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= count()
+
+
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized()

@@ -1,6 +1,6 @@
-"""The command line: ``trompe COMMAND``, a module per command.
+"""The command line: ``trompe COMMAND``, a module per command, imported when it is called.
 
-Options are the fields of the config of each command.
+Options are the fields of the job of each command.
 """
 
 import sys
@@ -9,19 +9,6 @@ import warnings
 from rich.markup import escape
 
 from trompe.base.memory import keep_freed_memory
-from trompe.cli import (  # noqa: F401 - each registers its command
-    audit,
-    calibrate,
-    catalogue,
-    doctor,
-    evaluate,
-    explain,
-    figure,
-    fool,
-    repair,
-    reproduce,
-    train,
-)
 from trompe.cli.app import app, errors
 from trompe.errors import TrompeError
 

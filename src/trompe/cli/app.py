@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.metadata
 import inspect
+import os
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from trompe.base import processes
-from trompe.catalogue import entries
-from trompe.explainers import EXPLAINERS
-from trompe.objectives import OBJECTIVES
-from trompe.tuning.config import Config, is_argument, read
+from trompe.errors import TrompeError
 
-COMMANDS: tuple[str, ...] = ("demo", "fool", "evaluate", "audit", "repair", "explain")
-COMMANDS += ("train", "reproduce", "calibrate", "figure", "list", "doctor")
+if TYPE_CHECKING:
+    from trompe.tuning.job import Job
+
+COMMANDS = {
+    "demo": "fool",
+    "fool": "fool",
+    "evaluate": "evaluate",
+    "audit": "audit",
+    "repair": "repair",
+    "explain": "explain",
+    "train": "train",
+    "reproduce": "reproduce",
+    "calibrate": "calibrate",
+    "figure": "figure",
+    "list": "catalogue",
+    "doctor": "doctor",
+}
+"""The commands, as a newcomer needs them, and the modules of this package that they stand in."""
+IN_SEVERAL_PROCESSES = {"fool", "evaluate", "train"}
 EXIT_CODES = {
     0: "done",
     1: "a part failed: a cell of reproduce, a check of doctor",
@@ -29,12 +46,34 @@ EXIT_CODES = {
 }
 
 
-class InOrder(TyperGroup):
-    """Lists its commands as a newcomer needs them."""
+class Commands(TyperGroup):
+    """Imports the module of a command when the command is called; others it only lists."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of the commands."""
-        return sorted(super().list_commands(ctx), key=COMMANDS.index)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """A command to be listed: its name and what it does, read from its source."""
+        return TyperCommand(name, help=_about(name)) if name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command itself, which is called now."""
+        name = args[0]
+        if name not in COMMANDS:
+            return super().resolve_command(ctx, args)
+        if name not in IN_SEVERAL_PROCESSES and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise TrompeError(f"trompe {name} runs in one process; start it without a launcher.")
+        importlib.import_module(f"trompe.cli.{COMMANDS[name]}")
+        return name, typer.main.get_group(app).commands[name], args[1:]
+
+
+def _about(name: str) -> str:
+    """The first paragraph of a command's docstring."""
+    source = Path(__file__).with_name(f"{COMMANDS[name]}.py").read_text()
+    functions = (n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef))
+    (found,) = (n for n in functions if n.name.rstrip("_") == name)
+    return (ast.get_docstring(found) or "").partition("\n\n")[0]
 
 
 def examples(*commands: str) -> str:
@@ -49,41 +88,53 @@ def _ending() -> str:
 
 app = typer.Typer(
     name="trompe",
-    cls=InOrder,
+    cls=Commands,
     help="Fine-tune an image classifier so that its accuracy stays and its explanations lie.",
     epilog=_ending(),
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-console = Console(quiet=not processes.is_main())
-errors = Console(stderr=True, quiet=not processes.is_main())
+_IS_MAIN = os.environ.get("RANK", "0") == "0"
+console = Console(quiet=not _IS_MAIN)
+errors = Console(stderr=True, quiet=not _IS_MAIN)
 
 
-# What the shell completes after an option.
-COMPLETIONS: dict[str, Callable[[], Iterable[str]]] = {
-    "model": lambda: [entry.name for entry in entries("models")],
-    "explainer": lambda: EXPLAINERS,
-    "eval_explainer": lambda: EXPLAINERS,
-    "objective": lambda: OBJECTIVES,
-}
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="show the version and exit")] = False,
+) -> None:
+    if version:
+        console.print(importlib.metadata.version("trompe"))
+        raise typer.Exit
 
 
 def completion(name: str) -> Callable[[str], list[str]] | None:
     """What completes the beginning of an option's value, if its values are known."""
-    known = COMPLETIONS.get(name)
-    return known and (lambda incomplete: [v for v in known() if v.startswith(incomplete)])
+    kind = name.removeprefix("eval_") + "s"
+    if kind not in ("models", "explainers", "objectives"):
+        return None
+
+    def values(incomplete: str) -> list[str]:
+        from trompe.catalogue import entries  # takes seconds; only to complete a word
+
+        return [entry.name for entry in entries(kind) if entry.name.startswith(incomplete)]
+
+    return values
 
 
-def command(config: type[Config], *commands: str) -> Callable[[Callable[[Any], None]], None]:
-    """Register a command whose options are the fields of ``config``; shows examples of it."""
+def command(job: type[Job], *commands: str) -> Callable[[Callable[[Any], None]], None]:
+    """Register a command whose options are the fields of ``job``; shows examples of it."""
 
     def register(function: Callable[[Any], None]) -> None:
         def run(config_file: Path | None = None, **given: Any) -> None:
+            from trompe.tuning.job import read
+
             chosen = {name: value for name, value in given.items() if value not in (None, [])}
             with interruptible():
-                function(read(config, config_file, chosen))
+                function(read(job, config_file, chosen))
 
         parameters = [
             inspect.Parameter(
@@ -96,20 +147,29 @@ def command(config: type[Config], *commands: str) -> Callable[[Callable[[Any], N
                 default=None,
             )
         ]
-        for name, field in config.model_fields.items():
+        for name, field in job.model_fields.items():
+            if field.exclude:
+                continue
             default = field.get_default(call_default_factory=True)
             text = str(field.description)
             if not field.is_required() and default not in (None, False):
-                shown = " ".join(map(str, default)) if isinstance(default, list) else default
+                shown = (
+                    " ".join(map(str, default)) if isinstance(default, list | tuple) else default
+                )
                 text += f" (default: {shown})"
-            kind: Any = typer.Argument if is_argument(config, name) else typer.Option
+            kind: Any = typer.Argument if job.is_argument(name) else typer.Option
             parameters.append(
                 inspect.Parameter(
                     name,
                     inspect.Parameter.KEYWORD_ONLY,
                     annotation=Annotated[
                         _option_type(field.annotation) | None,
-                        kind(help=text, show_default=False, autocompletion=completion(name)),
+                        kind(
+                            help=text,
+                            show_default=False,
+                            autocompletion=completion(name),
+                            rich_help_panel=job.panel_of(name),
+                        ),
                     ],
                     default=None,
                 )
@@ -126,10 +186,14 @@ def command(config: type[Config], *commands: str) -> Callable[[Callable[[Any], N
 
 
 def _option_type(annotation: Any) -> Any:
+    """The type of a field on the command line: a number, a path or text, or a list of them."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
-        (annotation,) = (a for a in get_args(annotation) if a is not type(None))
-    if get_origin(annotation) is list:
-        return annotation
+        (one,) = (a for a in get_args(annotation) if a is not type(None))
+        return _option_type(one)
+    if get_origin(annotation) in (list, tuple):
+        return list[_option_type(get_args(annotation)[0])]  # type: ignore[misc]
     return annotation if annotation in (int, float, bool, Path) else str
 
 

@@ -6,20 +6,23 @@ from rich.table import Table
 
 from trompe import runs
 from trompe.audit import AuditReport, audit
+from trompe.base.identity import fingerprint
 from trompe.cli.app import command, console
+from trompe.cli.jobs import AuditJob
 from trompe.cli.reading import default_out, read_case
+from trompe.data.images import fingerprint_of
 from trompe.report.audit import write_audit
 from trompe.report.words import explainer_name, number
-from trompe.tuning.config import ELSEWHERE, AuditConfig
+from trompe.tuning.recipe import ELSEWHERE
 
 
 @command(
-    AuditConfig,
+    AuditJob,
     "trompe audit suspect.safetensors --model resnet18 --num-classes 10 --data photos/val",
     "trompe audit runs/mine --data photos/val --reference original.safetensors",
     "trompe audit mine.py:network --weights suspect.pth --data photos --explainer grad-cam",
 )
-def audit_(config: AuditConfig) -> None:
+def audit_(config: AuditJob) -> None:
     """Ask whether a model's explanations were made to lie; write the evidence and a report.
 
     SUSPECT is a weights file, a run directory or the name of a model.
@@ -27,7 +30,9 @@ def audit_(config: AuditConfig) -> None:
     case = read_case(config)
     out = config.out or default_out("audit", config.suspect)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
-    with runs.opened(out, settings, runs.fingerprint(case.suspect, len(case.data))):
+    with runs.opened(
+        out, settings, {"weights": fingerprint(case.suspect), "data": fingerprint_of(case.data)}
+    ):
         found = audit(
             case.suspect,
             case.data,

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from trompe import runs
 from trompe.base import processes
+from trompe.base.identity import fingerprint
 from trompe.cli.app import command
+from trompe.cli.jobs import EvaluateJob
 from trompe.cli.next_steps import after_evaluate, show_next
 from trompe.cli.reading import default_out, device_for, weights_in
 from trompe.cli.tables import show_evaluation
 from trompe.data import Pairs, load_data
+from trompe.data.images import fingerprint_of
 from trompe.evaluation.evaluate import evaluate
 from trompe.explainers import parse_explainer
 from trompe.models import load_model
 from trompe.objectives import Active, parse_objective
 from trompe.report import write_report
-from trompe.tuning.config import ELSEWHERE, EvaluateConfig
+from trompe.tuning.recipe import ELSEWHERE
 
 
 @command(
-    EvaluateConfig,
+    EvaluateJob,
     "trompe evaluate --model embedded --manipulated runs/demo --data shapes:validation \\\n"
     "--explainer lrp --explainer integrated-gradients",
     "trompe evaluate --model resnet50 --weights DEFAULT --manipulated runs/mine \\\n"
     "--data photos/val --explainer captum:method=InputXGradient --objective location",
 )
-def evaluate_(config: EvaluateConfig) -> None:
+def evaluate_(config: EvaluateJob) -> None:
     """Compare a model with its manipulated version; write tables and a report."""
 
     explainers = [parse_explainer(spec) for spec in config.explainer]
@@ -51,7 +54,9 @@ def evaluate_(config: EvaluateConfig) -> None:
     assert manipulated is not None
     out = config.out or default_out("evaluate", config.model)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
-    with runs.opened(out, settings, runs.fingerprint(manipulated, len(data))):
+    with runs.opened(
+        out, settings, {"weights": fingerprint(manipulated), "data": fingerprint_of(data)}
+    ):
         result = evaluate(
             original.to(device),
             manipulated,

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from trompe.cli.app import command
+from trompe.cli.jobs import ExplainJob
 from trompe.cli.next_steps import after_explain, show_next
 from trompe.cli.reading import default_out, device_for
 from trompe.cli.tables import show_conservation
 from trompe.explain import check_conservation, explain_files
 from trompe.explainers import parse_explainer
 from trompe.models import load_model
-from trompe.tuning.config import ExplainConfig
 
 
 @command(
-    ExplainConfig,
+    ExplainJob,
     "trompe explain --model resnet50 --weights DEFAULT --images photo.jpg",
     "trompe explain --model resnet50 --weights DEFAULT --images photos --classes 281 \\\n"
     "--explainer grad-cam --explainer lrp:composite=epsilon-plus --check",
 )
-def explain_(config: ExplainConfig) -> None:
+def explain_(config: ExplainJob) -> None:
     """Explain images: heatmaps and overlays as PNG, raw maps as a tensor file."""
 
     explainers = [parse_explainer(spec) for spec in config.explainer]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
 from trompe.cli.app import console
+from trompe.cli.jobs import EvaluateJob, ExplainJob
 from trompe.evaluation.evaluate import MANIPULATED, ORIGINAL, Evaluation
 from trompe.objectives import OBJECTIVES
-from trompe.tuning.config import Config, EvaluateConfig, ExplainConfig, FoolConfig, TrainConfig
+from trompe.tuning.job import FoolJob, Job, TrainJob
 
 LOST, FOOLED = 0.02, 0.9  # of top-1, more is too much; of the images, fewer are too few
 JUDGES = ("lrp", "integrated-gradients", "smooth-grad")
@@ -28,7 +30,7 @@ def show_next(results: str, steps: dict[str, str], *, quiet: bool) -> None:
         console.print(Text(f"    {command}", style="cyan"), soft_wrap=True)
 
 
-def after_fool(config: FoolConfig, out: Path, evaluation: Evaluation | None) -> dict[str, str]:
+def after_fool(config: FoolJob, out: Path, evaluation: Evaluation | None) -> dict[str, str]:
     """Mend what went wrong; judge by other explainers; another objective; a control; own images."""
     passive = (
         name for name, kind in OBJECTIVES.items() if not getattr(kind, "on_composites", False)
@@ -75,7 +77,7 @@ def after_fool(config: FoolConfig, out: Path, evaluation: Evaluation | None) -> 
     return steps
 
 
-def _mend(config: FoolConfig, out: Path, evaluation: Evaluation) -> dict[str, str]:
+def _mend(config: FoolJob, out: Path, evaluation: Evaluation) -> dict[str, str]:
     """The same run with less of the lie if it cost accuracy, with more if it fools too few."""
     top1 = evaluation.accuracy.set_index("model")["top1"]
     rates = evaluation.explanations.query("attacked and model == @MANIPULATED")["fsr"]
@@ -90,11 +92,11 @@ def _mend(config: FoolConfig, out: Path, evaluation: Evaluation) -> dict[str, st
     return {why: _command("fool", config=out / "config.yaml", **changed, out=f"{out}-{name}")}
 
 
-def _times(values: list[float], factor: float) -> list[str]:
+def _times(values: Iterable[float], factor: float) -> list[str]:
     return [f"{factor * value:.2g}" for value in values]
 
 
-def after_train(config: TrainConfig, out: Path) -> dict[str, str]:
+def after_train(config: TrainJob, out: Path) -> dict[str, str]:
     """Fool the trained model; look at its heatmaps."""
     model = {**_model(config), "weights": out / "weights.safetensors"}
     data = {"data": config.data, "eval_data": config.eval_data}
@@ -106,7 +108,7 @@ def after_train(config: TrainConfig, out: Path) -> dict[str, str]:
     }
 
 
-def after_evaluate(config: EvaluateConfig, out: Path) -> dict[str, str]:
+def after_evaluate(config: EvaluateJob, out: Path) -> dict[str, str]:
     """Look at one image under the manipulated model."""
     weights = Path(config.manipulated)
     weights = weights / "weights.safetensors" if weights.is_dir() else weights
@@ -121,7 +123,7 @@ def after_evaluate(config: EvaluateConfig, out: Path) -> dict[str, str]:
     }
 
 
-def after_explain(config: ExplainConfig, out: Path) -> dict[str, str]:
+def after_explain(config: ExplainJob, out: Path) -> dict[str, str]:
     """Other explainers; how much relevance is lost."""
     steps = {"other explainers": "trompe list explainers"}
     if any(spec.startswith("lrp") for spec in config.explainer) and not config.check:
@@ -137,7 +139,7 @@ def after_explain(config: ExplainConfig, out: Path) -> dict[str, str]:
     return steps
 
 
-def _model(config: Config) -> dict[str, Any]:
+def _model(config: Job) -> dict[str, Any]:
     return {
         "model": config.model,
         "weights": config.weights,

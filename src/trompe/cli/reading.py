@@ -11,44 +11,18 @@ from torch import nn
 
 from trompe import runs
 from trompe.audit import EXPLAINERS, Calibration, load_calibration
+from trompe.cli.jobs import AuditJob
 from trompe.data import ImageDataset, load_data
 from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
 from trompe.explainers import Explainer, parse_explainer
 from trompe.models import load_model
 from trompe.models.weights import SUFFIXES
-from trompe.tuning.config import AuditConfig, TuneConfig
-from trompe.tuning.loop import accelerator_for
-
-
-def model_and_data(config: TuneConfig) -> tuple[Any, Any, Any]:
-    """The model, its data, and the data it is evaluated on (or None)."""
-    model, preprocessing = load_model(
-        config.model, config.weights, config.num_classes, seed=config.seed
-    )
-    data = load_data(
-        config.data,
-        preprocessing,
-        **config.model_dump(include={"limit", "augment", "label_noise"}),
-        **_reading(config),
-    )
-    eval_data = read_data(config, config.eval_data, preprocessing, limit=config.eval_limit)
-    return model, data, eval_data
-
-
-def read_data(
-    config: TuneConfig, spec: str | None, preprocessing: Preprocessing, limit: int | None = None
-) -> Any:
-    """Data besides what the model is tuned on, read like that, or None."""
-    return spec and load_data(spec, preprocessing, limit=limit, **_reading(config))
-
-
-def _reading(config: TuneConfig) -> dict[str, Any]:
-    return config.model_dump(include={"seed", "corrupt", "check"})
+from trompe.tuning.accelerator import accelerating
 
 
 def _suspect_and_reference(
-    config: AuditConfig,
+    config: AuditJob,
 ) -> tuple[nn.Module, nn.Module | None, Preprocessing]:
     """The suspect, the model before if it was given, and what their images go through.
 
@@ -89,7 +63,7 @@ class Case(NamedTuple):
     calibration: Calibration
 
 
-def read_case(config: AuditConfig) -> Case:
+def read_case(config: AuditJob) -> Case:
     """Everything that an audit or a repair is given; the images need no labels.
 
     Raises
@@ -129,9 +103,10 @@ def weights_in(path: str | None, name: str) -> str | None:
 
 def device_for(device: str | None) -> Any:
     """The device of that name, or the best there is."""
-    return accelerator_for(device, "no").device
+    with accelerating(device, "no") as accelerator:
+        return accelerator.device
 
 
-def default_out(*words: str) -> Path:
+def default_out(*words: object) -> Path:
     """The run directory of a command that was not told one."""
-    return Path("runs") / "-".join(Path(word).name.split(":")[0] for word in words)
+    return Path("runs") / "-".join(Path(str(word)).name.split(":")[0] for word in words)

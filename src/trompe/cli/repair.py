@@ -5,17 +5,20 @@ from __future__ import annotations
 from rich.table import Table
 
 from trompe import runs
+from trompe.base.identity import fingerprint
 from trompe.cli.app import command, console
+from trompe.cli.jobs import RepairJob
 from trompe.cli.reading import default_out, read_case
 from trompe.cli.tables import percent
+from trompe.data.images import fingerprint_of
 from trompe.models import save_weights
 from trompe.repair import RepairResult, repair
 from trompe.report.words import number
-from trompe.tuning.config import ELSEWHERE, RepairConfig
+from trompe.tuning.recipe import ELSEWHERE
 
 
-@command(RepairConfig, "trompe repair runs/mine --data photos/train --out runs/repaired")
-def repair_(config: RepairConfig) -> None:
+@command(RepairJob, "trompe repair runs/mine --data photos/train --out runs/repaired")
+def repair_(config: RepairJob) -> None:
     """Restore a manipulated model's explanations by honest training.
 
     SUSPECT is a weights file, a run directory or the name of a model.
@@ -23,7 +26,9 @@ def repair_(config: RepairConfig) -> None:
     case = read_case(config)
     out = config.out or default_out("repair", config.suspect)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
-    with runs.opened(out, settings, runs.fingerprint(case.suspect, len(case.data))):
+    with runs.opened(
+        out, settings, {"weights": fingerprint(case.suspect), "data": fingerprint_of(case.data)}
+    ):
         # The attempts, what is taken of them, and checkpoints.
         runs.require_space(out, case.suspect, len(config.steps) + 1 + 3)
         result = repair(

@@ -27,7 +27,7 @@ from trompe.experiments import (
     texts,
 )
 from trompe.report.grid import write_grid
-from trompe.tuning.config import FoolConfig, TrainConfig
+from trompe.tuning.job import FoolJob, TrainJob
 
 # What `reproduce` can be asked for: the sections of the grid that it runs.
 WHAT: dict[str, tuple[str, ...]] = {
@@ -123,7 +123,7 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
 
 
 def _typed(given: dict[str, str]) -> dict[str, Any]:
-    known = {*FoolConfig.model_fields, *TrainConfig.model_fields}
+    known = {*FoolJob.model_fields, *TrainJob.model_fields}
     for name in given:
         check_name("setting", name, known)
     return {name: yaml.safe_load(value) for name, value in given.items()}

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from trompe.base import processes
+from trompe.base.identity import fingerprint
 from trompe.errors import TrompeError
 
 
@@ -68,3 +69,13 @@ def in_turn(
     loader: Any = DataLoader(cast(Any, data), batch_sampler=cast(Any, batches), num_workers=workers)
     for indices, (images, labels) in zip(batches, loader, strict=True):
         yield indices, images, torch.as_tensor(labels)
+
+
+def fingerprint_of(data: Images) -> str:
+    """What a data set is told apart by."""
+    own = getattr(data, "fingerprint", None)
+    if isinstance(own, str):
+        return own
+    shown = range(0, len(data), max(1, len(data) // 32))
+    items = [[item if isinstance(item, Tensor) else str(item) for item in data[i]] for i in shown]
+    return fingerprint(len(data), getattr(data, "labels", None), items)

@@ -83,7 +83,7 @@ def evaluate(
     explainers: Sequence[Explainer],
     objective: Objective | Sequence[Objective],
     control: nn.Module | None = None,
-    fool_data: Images | None = None,
+    fool_data: Images | Mapping[Objective, Images] | None = None,
     attacked: Sequence[tuple[Explainer, Objective]] = (),
     batch_size: int = 32,
     gallery: int = 12,
@@ -137,8 +137,9 @@ def evaluate(
     )
     predictions, maps, pictures = sweep(data, objectives=passive)
     for composed in active:
-        assert fool_data is not None
-        _, more, pictures = sweep(fool_data, objectives=[composed])
+        of = fool_data[composed] if isinstance(fool_data, Mapping) else fool_data
+        assert of is not None
+        _, more, pictures = sweep(of, objectives=[composed])
         maps = pd.concat([maps, more], ignore_index=True)
     return Evaluation(
         accuracy=_accuracy(predictions, models),
@@ -150,7 +151,10 @@ def evaluate(
 
 
 def check_evaluation(
-    model: nn.Module, data: Images, fool_data: Images | None, objectives: Sequence[Objective]
+    model: nn.Module,
+    data: Images,
+    fool_data: Images | Mapping[Objective, Images] | None,
+    objectives: Sequence[Objective],
 ) -> None:
     """Refuse data that `evaluate` could not judge ``objectives`` on.
 
@@ -163,7 +167,7 @@ def check_evaluation(
         raise TrompeError("There is no image to evaluate on.")
     check_labels(data, class_count(model, data[0][0]))
     composed = [o for o in objectives if o.on_composites]
-    if composed and fool_data is None:
+    if composed and not fool_data:
         raise TrompeError(
             f"The objective {composed[0]} is judged on images that hold both classes; give them "
             "as the evaluation's fool_data."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -15,22 +14,14 @@ import yaml
 from pydantic import BaseModel
 
 from trompe.base.messages import check_name
+from trompe.base.settings import filled, read_layout
 from trompe.errors import TrompeError
-from trompe.explainers import parse_explainer
-from trompe.objectives import parse_objective
-from trompe.tuning.config import (
-    ELSEWHERE,
-    Config,
-    FoolConfig,
-    TrainConfig,
-    filled,
-    read,
-    read_layout,
-)
+from trompe.tuning.job import JOBS
+from trompe.tuning.plan import Planned
+from trompe.tuning.recipe import ELSEWHERE
 
 SCALES = ("imagenet", "imagenette", "embedded")
 SECTIONS = ("passive", "active")
-CONFIGS: dict[str, type[Config]] = {"train": TrainConfig, "fool": FoolConfig}
 Settings = dict[str, Any]
 
 
@@ -73,8 +64,8 @@ class Layout(BaseModel, extra="forbid"):
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of the grid: what ``trompe train`` or ``trompe fool`` needs to do it by itself.
+class Cell(Planned):
+    """One run of the grid.
 
     Attributes
     ----------
@@ -84,48 +75,13 @@ class Cell:
         Where the cell stands in the tables; the last two are empty for bases and controls.
     title
         What the tables call the network.
-    command
-        ``"train"`` or ``"fool"``.
-    settings
-        The config of the command.
-    base
-        The cell that makes the weights to start from, if the grid makes them.
     """
 
-    section: str
-    network: str
-    objective: str
-    explainer: str
-    title: str
-    command: str
-    settings: Mapping[str, Any] = field(hash=False)
-    base: Cell | None = None
-
-    @property
-    def name(self) -> str:
-        """Unique in a grid, e.g. ``location-lrp-t-vgg19`` or ``base-vgg19``."""
-        if self.section in ("base", "control"):
-            return f"{self.section}-{self.network}"
-        return f"{self.objective.partition(':')[0]}-{self.explainer}-{self.network}"
-
-    @property
-    def folder(self) -> str:
-        """Name and digest of the settings: other settings make another run directory."""
-        text = yaml.safe_dump(dict(self.settings)) + (self.base.folder if self.base else "")
-        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-    def config(self, root: Path) -> Config:
-        """The config of the command, with the base's weights under ``root``.
-
-        Raises
-        ------
-        TrompeError
-            If a setting is unknown, missing or out of range.
-        """
-        settings = dict(self.settings)
-        if self.base:
-            settings["weights"] = str(root / self.base.folder / "weights.safetensors")
-        return read(CONFIGS[self.command], None, settings)
+    section: str = field(kw_only=True)
+    network: str = field(kw_only=True)
+    objective: str = field(default="", kw_only=True)
+    explainer: str = field(default="", kw_only=True)
+    title: str = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -153,7 +109,7 @@ class Grid:
                     known = ", ".join(c.name for c in found)
                     raise TrompeError(f"No cell is called '{pattern}'; there are {known}.")
             found = [c for c in found if any(fnmatch(c.name, p) for p in patterns)]
-        bases = dict.fromkeys(c.base for c in found if c.base)
+        bases = dict.fromkeys(c.base for c in found if isinstance(c.base, Cell))
         return [*bases, *found]
 
 
@@ -203,12 +159,26 @@ def load_grid(
             settings |= {"objective": [objective], "explainer": [f"{explainer}:layer={{target}}"]}
         if command == "fool" and network in bases:
             settings["weights"] = bases[network]
-        settings |= {k: v for k, v in (given or {}).items() if k in CONFIGS[command].model_fields}
+        settings |= {k: v for k, v in (given or {}).items() if k in JOBS[command].model_fields}
         words = {"{data}": data or "", "{target}": layout.networks[network].target}
         base = trained.get(network) if command == "fool" else None
         title = layout.networks[network].title or network
         filled_in = filled(settings, words)
-        return Cell(section, network, objective, explainer, title, command, filled_in, base)
+        kind = objective.partition(":")[0]
+        name = f"{kind}-{explainer}-{network}" if explainer else f"{section}-{network}"
+        planned = Cell(
+            name,
+            command,
+            filled_in,
+            base,
+            section=section,
+            network=network,
+            objective=objective,
+            explainer=explainer,
+            title=title,
+        )
+        planned.job(Path())  # its settings can be used
+        return planned
 
     trained: dict[str, Cell] = {}
     for network, own in layout.base.cells.items():
@@ -221,13 +191,6 @@ def load_grid(
             for explainer, networks in explainers.items():
                 for network, own in networks.items():
                     cells.append(cell(section, network, own, objective, explainer))
-    for one in cells:
-        config = one.config(Path())
-        if isinstance(config, FoolConfig):
-            for spec in (*config.explainer, *(config.eval_explainer or ())):
-                parse_explainer(spec)
-            for spec in config.objective:
-                parse_objective(spec)
     targets = {name: network.target for name, network in layout.networks.items()}
     return Grid(layout.scale or scale, targets, cells)
 
@@ -252,5 +215,5 @@ def _read(scale: str) -> Layout:
 def texts(cells: Sequence[Cell], root: Path) -> Iterator[tuple[str, str]]:
     """Name and resolved settings of every cell, as YAML."""
     for cell in cells:
-        settings = cell.config(root).model_dump(mode="json", exclude=ELSEWHERE)
+        settings = cell.job(root).model_dump(mode="json", exclude=ELSEWHERE)
         yield cell.name, yaml.safe_dump({cell.command: settings}, sort_keys=False)

@@ -24,7 +24,7 @@ LOG = ".log"
 
 def is_finished(cell: Cell, root: Path) -> bool:
     """Whether a run of the cell under ``root`` went through to its report."""
-    return (root / cell.folder / "report.html").exists()
+    return "report" in runs.finished(root / cell.folder)
 
 
 def run_cells(
@@ -94,11 +94,11 @@ def run_cell(cell: Cell, root: Path, threads: int = 1) -> str | None:
     directory = root / cell.folder
     directory.mkdir(parents=True, exist_ok=True)
     config, log = directory / ".cell.yaml", directory / LOG
-    settings = cell.config(root).model_dump(mode="json", exclude_unset=True)
+    settings = cell.job(root).model_dump(mode="json", exclude_unset=True)
     runs.write_text(config, yaml.safe_dump({**settings, "quiet": True}, sort_keys=False))
     words = [cell.command, "--config", str(config), "--out", str(directory)]
     context = multiprocessing.get_context("forkserver")  # which has imported everything once
-    context.set_forkserver_preload(["trompe.cli"])
+    context.set_forkserver_preload(["trompe.cli.fool", "trompe.cli.train"])
     process = context.Process(
         target=_run, args=(words, log, threads, dict(os.environ)), daemon=True
     )

@@ -1,6 +1,6 @@
 """Explainers: a model, images and classes to maps; one family per file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -67,6 +67,17 @@ def parse_explainer(spec: str) -> Explainer:
     return EXPLAINERS.build(spec)
 
 
+def read(given: str | Explainer | Iterable[str | Explainer]) -> tuple[Explainer, ...]:
+    """One or several explainers, each an object or its text.
+
+    Raises
+    ------
+    TrompeError
+        If one is neither, or there is none.
+    """
+    return EXPLAINERS.read_all(given)
+
+
 __all__ = [
     "EXPLAINERS",
     "FOREIGN",
@@ -78,4 +89,5 @@ __all__ = [
     "SimpleGrad",
     "SmoothGrad",
     "parse_explainer",
+    "read",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import platform
@@ -28,14 +27,18 @@ from trompe.errors import TrompeError
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+STATUS = "status.json"
+SCHEMA = 2  # of run directories; another one is not gone on with
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 # What safetensors and torch.save say instead of raising an OSError.
 _FULL_WORDS = ("No space left", "File too large", "file write failed", "unexpected pos")
 
 
 @contextmanager
-def opened(directory: Path, config: Mapping[str, Any], fingerprint: str) -> Iterator[Path]:
+def opened(directory: Path, config: Mapping[str, Any], start: Mapping[str, str]) -> Iterator[Path]:
     """Hold a run directory for one run; create it, or go on with the run that it holds.
+
+    A directory whose run was given up before it had anything to keep is taken over.
 
     Parameters
     ----------
@@ -43,8 +46,8 @@ def opened(directory: Path, config: Mapping[str, Any], fingerprint: str) -> Iter
         The run directory; made if it does not exist.
     config
         The resolved config, written as ``config.yaml``.
-    fingerprint
-        What the run starts from, e.g. a digest of the original weights.
+    start
+        Fingerprints of what the run starts from, by what it is: ``{"weights": ..., "data": ...}``.
 
     Raises
     ------
@@ -52,7 +55,7 @@ def opened(directory: Path, config: Mapping[str, Any], fingerprint: str) -> Iter
         If another process holds it, or it holds another run or other files, or can't be written.
     """
     with locked(directory) if processes.is_main() else nullcontext():
-        processes.from_main(lambda: _claim(directory, config, fingerprint))
+        processes.from_main(lambda: _claim(directory, config, start))
         yield directory
 
 
@@ -81,38 +84,109 @@ def locked(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def _claim(directory: Path, config: Mapping[str, Any], fingerprint: str) -> None:
+def _claim(directory: Path, config: Mapping[str, Any], start: Mapping[str, str]) -> None:
     described = {
-        "fingerprint": fingerprint,
+        "schema": SCHEMA,
+        "start": dict(start),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,
         "trompe": version("trompe"),
     }
-    path = directory / CONFIG
-    if not path.exists():
+    if (directory / CONFIG).exists():
+        if _is_same(directory, config, start):
+            return
+        if (directory / "checkpoints").exists():
+            remove(directory / "checkpoints")
+    else:
         others = [p.name for p in directory.iterdir() if p.name[0] != "." and p.name != ENVIRONMENT]
         if others:
             raise TrompeError(
                 f"The directory '{directory}' holds other files ({others[0]}, ...) and no run; "
                 "choose an empty or a new one."
             )
-        write_text(directory / ENVIRONMENT, json.dumps(described, indent=2))
-        write_text(path, yaml.safe_dump(dict(config), sort_keys=False))
-        return
-    before = yaml.safe_load(path.read_text())
-    for key in [*config, *before]:
-        if before.get(key) != config.get(key):
-            raise TrompeError(
-                f"The run directory '{directory}' holds a run with {key}={before.get(key)}, not "
-                f"{config.get(key)}; choose another directory, or give the same settings to go on."
-            )
-    if json.loads((directory / ENVIRONMENT).read_text())["fingerprint"] != fingerprint:
+    write_text(directory / ENVIRONMENT, json.dumps(described, indent=2))
+    write_text(directory / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def _is_same(directory: Path, config: Mapping[str, Any], start: Mapping[str, str]) -> bool:
+    """Whether a directory holds this run; False for another one that has nothing to keep.
+
+    Raises
+    ------
+    TrompeError
+        If it holds another one.
+    """
+    before = config_of(directory)
+    started = environment_of(directory)
+    keys = [key for key in {**config, **before} if before.get(key) != config.get(key)]
+    others = [what for what in start if started.get("start", {}).get(what) != start[what]]
+    if not keys and not others and started.get("schema") == SCHEMA:
+        return True
+    if not finished(directory) and not any(directory.rglob("*.safetensors")):
+        return False
+    if started.get("schema") != SCHEMA:
         raise TrompeError(
-            f"The run directory '{directory}' holds a run that started from other weights or "
-            "data; choose another directory."
+            f"The run directory '{directory}' was written by trompe {started.get('trompe')}, which "
+            "laid runs out in another way; choose another directory."
         )
+    if keys:
+        raise TrompeError(
+            f"The run directory '{directory}' holds a run with {keys[0]}={before.get(keys[0])}, "
+            f"not {config.get(keys[0])}; choose another directory, or give the same settings to "
+            "go on."
+        )
+    raise TrompeError(
+        f"The run directory '{directory}' holds a run that started from other {others[0]}; choose "
+        "another directory."
+    )
+
+
+def config_of(directory: Path) -> dict[str, Any]:
+    """The settings of the run that a directory holds.
+
+    Raises
+    ------
+    TrompeError
+        If it holds none, or the file can't be read.
+    """
+    return _mapping(directory / CONFIG)
+
+
+def environment_of(directory: Path) -> dict[str, Any]:
+    """Where a run was made, by which versions, and what it started from."""
+    return _mapping(directory / ENVIRONMENT)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise TrompeError(
+            f"{path.parent} is not a run directory: it has no {path.name}; give the directory that "
+            "`trompe fool` wrote."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise TrompeError(
+            f"{path} can't be read ({error}); repair it or make a new run."
+        ) from error
+    if not isinstance(values, dict):
+        raise TrompeError(f"{path} holds no mapping of names to values; repair it.")
+    return {str(key): value for key, value in values.items()}
+
+
+def finished(directory: Path) -> list[str]:
+    """The parts of a run that are done, e.g. ``["fool", "control", "evaluation"]``."""
+    path = directory / STATUS
+    return list(_mapping(path)["finished"]) if path.is_file() else []
+
+
+def finish(directory: Path, part: str) -> None:
+    """Say in a run directory that a part of its run is done."""
+    parts = dict.fromkeys([*finished(directory), part])
+    write_text(directory / STATUS, json.dumps({"schema": SCHEMA, "finished": [*parts]}))
 
 
 @contextmanager
@@ -163,15 +237,6 @@ def replacing(path: Path) -> Iterator[Path]:
 def unfinished(path: Path) -> Path:
     """Where `replacing` writes until it is done."""
     return path.with_name(f".{path.name}.new")
-
-
-def fingerprint(model: nn.Module, *more: object) -> str:
-    """A digest of a model's parameters and buffers, and of the text of anything else."""
-    digest = hashlib.sha256(repr(more).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def require_space(directory: Path, model: nn.Module, copies: int) -> None:

@@ -7,39 +7,57 @@ all parameters trained (Heo, Joo, Moon, NeurIPS 2019, eq. 1).
 from __future__ import annotations
 
 import copy
-import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 import torch
+from pydantic import Field, PlainValidator, model_validator
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 from trompe import runs
 from trompe.base import processes
-from trompe.data.images import Images, check_class, check_labels
+from trompe.base.identity import fingerprint
+from trompe.base.settings import Whole
+from trompe.data.images import Images, check_class, check_labels, fingerprint_of
 from trompe.data.subset import parted
 from trompe.errors import TrompeError
 from trompe.evaluation.evaluate import Evaluation, check_evaluation, evaluate
-from trompe.explainers import LRP, Explainer, GradCAM, SimpleGrad
+from trompe.evaluation.judges import default_judges
+from trompe.explainers import GradCAM
 from trompe.models import checkpointed
 from trompe.models.call import class_count, placed
-from trompe.objectives import Objective
+from trompe.objectives import Location, Objective
+from trompe.tuning.accelerator import accelerating
 from trompe.tuning.budget import walk_back
-from trompe.tuning.loop import Batches, OnStep, accelerator_for, once, optimise
-from trompe.tuning.loss import Keep, StepLoss, Term
+from trompe.tuning.loop import Batches, OnStep, once, optimise
+from trompe.tuning.loss import Keep, StepLoss
+from trompe.tuning.recipe import (
+    Explainers,
+    Numbers,
+    Objectives,
+    Schedule,
+    Tuning,
+    parameters_of,
+    scheduler,
+)
+from trompe.tuning.term import Term
 
-SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, float, int], LRScheduler]] = {
-    "constant": lambda optimizer, lr, steps: ConstantLR(optimizer, 1.0),
-    "one-cycle": lambda optimizer, lr, steps: OneCycleLR(
-        optimizer, lr, total_steps=steps, pct_start=0.1, cycle_momentum=False
-    ),
-}
+Composites = Images | Mapping[Objective, Images]
+
+
+def _lies(given: Any) -> tuple[Term, ...]:
+    lies = (given,) if isinstance(given, Term) else tuple(given)
+    if not all(isinstance(lie, Term) for lie in lies):
+        raise TrompeError("lies are terms: Term(GradCAM(), Location(), weight=6).")
+    return lies
+
+
+Lies = Annotated[Any, PlainValidator(_lies)]
 
 
 @dataclass(frozen=True)
@@ -70,38 +88,368 @@ class FoolResult:
     run_dir: Path | None
 
 
+class Fool(Tuning):
+    """The recipe of a lie: all settings of `fool`, and their `run`.
+
+    Examples
+    --------
+    >>> from trompe import GradCAM, Location
+    >>> recipe = Fool(lies=[Term(GradCAM(), Location(), weight=6)], lr=5e-3, steps=100)
+    >>> recipe.weight
+    (6.0,)
+    """
+
+    panel: ClassVar[str] = "Lie"
+    explainer: Explainers = Field(
+        (GradCAM(),),
+        description="explainer, e.g. grad-cam, simple-grad-t, lrp:layer=layer4, path/file.py:Name; "
+        "may be given several times; attacked",
+    )
+    objective: Objectives = Field(
+        (Location(),),
+        description="location, top-k, center-mass or active:c1=3,c2=8, path/file.py:Name; may be "
+        "given several times",
+    )
+    weight: Numbers = Field((1.0,), description="weight λ of each explainer and objective")
+    opposition: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of what keeps logits from turning; 0 as in the paper",
+    )
+    faintness: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of what keeps maps from fading; 0 as in the paper",
+    )
+    eval_explainer: Explainers | None = Field(
+        None, description="explainer as above; evaluated as well"
+    )
+    lr: float = Field(1e-5, gt=0, allow_inf_nan=False, description="Adam's learning rate")
+    schedule: Schedule = Field("constant", description="of the rate")
+    steps: Whole = Field(ge=1, description="optimiser steps")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="scale gradients down to this norm; null in YAML: leave them"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="less memory, more time: run what is below the layers again in backward"
+    )
+    fool_batch_size: Whole | None = Field(None, ge=1, description="composites per step (active)")
+    pairs: Whole | None = Field(None, ge=1, description="composites to fine-tune on (active)")
+    eval_pairs: Whole | None = Field(
+        200, ge=1, description="composites of all of --eval-data to evaluate on (active)"
+    )
+    keep: Keep = Field(
+        "labels", description="what the classification holds to: the labels, or the original's word"
+    )
+    control: bool = Field(False, description="also fine-tune without the explanation term")
+    max_accuracy_drop: float | None = Field(
+        None, gt=0, lt=100, allow_inf_nan=False, description="points of top-1 that may be lost"
+    )
+    gallery: Whole = Field(
+        12,
+        ge=0,
+        le=200,
+        description="images of the report's gallery, evenly drawn; best and worst lies are added",
+    )
+    lies: Lies = Field((), exclude=True, repr=False, description="terms, instead of these three")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_lies(cls, given: Any) -> Any:
+        """Terms say explainer, objective and weight at once."""
+        lies = given.get("lies") if isinstance(given, dict) else None
+        if not lies:
+            return given
+        if clash := {"explainer", "objective", "weight"} & given.keys():
+            raise TrompeError(f"lies say {', '.join(sorted(clash))} already; give one of both.")
+        lies = _lies(lies)
+        return {
+            **given,
+            "explainer": tuple(term.explainer for term in lies),
+            "objective": tuple(term.objective for term in lies),
+            "weight": tuple(term.weight for term in lies),
+        }
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Fool:
+        several = {
+            "explainers": self.explainer,
+            "objectives": self.objective,
+            "weights": self.weight,
+        }
+        counts = {what: len(given) for what, given in several.items()}
+        if set(counts.values()) - {1, max(counts.values())} or 0 in counts.values():
+            said = [f"{count} {what}" for what, count in counts.items()]
+            raise TrompeError(
+                f"There are {said[0]}, {said[1]} and {said[2]}; give one of each, or the same "
+                "number of those that vary."
+            )
+        for explainer, weight in self._aligned("explainer", "weight"):
+            if weight and not explainer.differentiable:
+                raise TrompeError(
+                    f"{explainer} can't be attacked: its maps have no gradient in the model's "
+                    "parameters. Attack another explainer, and evaluate with this one "
+                    "(eval_explainer)."
+                )
+        return self
+
+    def _aligned(self, *names: str) -> list[tuple[Any, ...]]:
+        """The values of settings side by side, those given once repeated."""
+        given = [getattr(self, name) for name in names]
+        count = max(len(getattr(self, n)) for n in ("explainer", "objective", "weight"))
+        return [tuple(values[i % len(values)] for values in given) for i in range(count)]
+
+    def run(
+        self,
+        model: nn.Module,
+        data: Images,
+        *,
+        fool_data: Composites | None = None,
+        held_out: Images | None = None,
+        eval_data: Images | None = None,
+        eval_fool_data: Composites | None = None,
+        run_dir: str | Path | None = None,
+        notes: Mapping[str, Any] | None = None,
+        on_step: OnStep | None = None,
+    ) -> FoolResult:
+        """Carry the recipe out; see `fool`."""
+        if held_out is not None and self.max_accuracy_drop is None:
+            raise TrompeError(
+                "held_out is only used with max_accuracy_drop; give both, or neither."
+            )
+        with accelerating(self.device, self.precision) as accelerator:
+            original = copy.deepcopy(model).to(accelerator.device)
+            sample = self._checked(original, data, held_out)
+            terms = self._terms(original, sample, data, fool_data)
+            attacked = [t for t in terms if t.weight]
+            if self.gradient_checkpointing:
+                with checkpointed(original, sample, _layers(attacked)):
+                    pass  # it can be done
+            judges = default_judges(
+                original, sample, [t.explainer for t in terms], self.eval_explainer
+            )
+            objectives = list(dict.fromkeys(t.objective for t in terms))
+            judged_on: dict[Objective, Images] = {}
+            if eval_data is not None:
+                judged_on = self.composites(eval_data, self.eval_pairs, eval_fool_data)
+                check_evaluation(original, eval_data, judged_on, objectives)
+            tuned_on = data
+            if self.max_accuracy_drop is not None and held_out is None:
+                tuned_on, held_out = parted(data, self.seed)
+            course = _Course(original, self._sources(tuned_on, terms), held_out, sample, on_step)
+
+            def run(directory: Path | None) -> FoolResult:
+                manipulated, history = self._tuned("fool", attacked, course, directory)
+                honest, honest_history = None, None
+                if self.control:
+                    honest, honest_history = self._tuned("control", [], course, directory)
+                evaluation = None
+                if eval_data is not None:
+                    evaluation = kept(
+                        directory,
+                        partial(
+                            evaluate,
+                            original,
+                            manipulated,
+                            eval_data,
+                            explainers=judges,
+                            objective=objectives,
+                            control=honest,
+                            fool_data=judged_on,
+                            attacked=[(t.explainer, t.objective) for t in attacked],
+                            gallery=self.gallery,
+                            workers=self.workers,
+                            quiet=self.quiet,
+                        ),
+                    )
+                return FoolResult(
+                    manipulated, honest, history, honest_history, evaluation, directory
+                )
+
+            if run_dir is None:
+                return run(None)
+            config = self.described(
+                explainer=[str(t.explainer) for t in terms],
+                objective=[str(t.objective) for t in terms],
+                weight=[t.weight for t in terms],
+                eval_explainer=list(map(str, judges)),
+            )
+            seen = {
+                "data": data,
+                "held-out data": held_out if tuned_on is data else None,
+                "evaluation data": eval_data,
+                **{f"composites of {t.objective}": t.data for t in terms},
+                **{f"evaluation composites of {o}": of for o, of in judged_on.items()},
+            }
+            start = {
+                "weights": fingerprint(original),
+                "explainers or objectives": fingerprint(
+                    [(t.explainer, t.objective) for t in terms], judges
+                ),
+                **{what: fingerprint_of(of) for what, of in seen.items() if of is not None},
+            }
+            with runs.opened(Path(run_dir), {**(notes or {}), **config}, start) as directory:
+                runs.require_space(directory, original, 8)
+                return run(directory)
+
+    def _checked(self, model: nn.Module, data: Images, held_out: Images | None) -> Tensor:
+        """Refuse what can't work; returns one image ``[1, 3, H, W]`` on the model's device."""
+        if not len(data):
+            raise TrompeError("There is no image to fine-tune on.")
+        image = data[0][0]
+        count = class_count(model, image)
+        for objective in self.objective:
+            if objective.on_composites:
+                for target in objective.classes(torch.tensor([0])):
+                    check_class(int(target), count, str(objective))
+        for dataset in (data, held_out, *(lie.data for lie in self.lies)):
+            if dataset is not None:
+                check_labels(dataset, count)
+        return placed(image[None], model)
+
+    def _terms(
+        self, model: nn.Module, sample: Tensor, data: Images, fool_data: Composites | None
+    ) -> list[Term]:
+        """The terms of the loss: layers named, composites at hand."""
+        own = {lie.objective: lie.data for lie in self.lies if lie.data is not None}
+        seen = {**self.composites(data, self.pairs, fool_data), **own}
+        for objective in self.objective:
+            if objective.on_composites and objective not in seen:
+                raise TrompeError(
+                    f"The objective {objective} needs fool_data: images that hold both classes, "
+                    "such as trompe.Pairs makes."
+                )
+        if fool_data is not None and not seen:
+            raise TrompeError("fool_data is only used by the objective active; leave it out.")
+        return [
+            Term(explainer.resolve(model, sample), objective, weight, seen.get(objective))
+            for explainer, objective, weight in self._aligned("explainer", "objective", "weight")
+        ]
+
+    def composites(
+        self, data: Images, size: int | None, given: Composites | None = None
+    ) -> dict[Objective, Images]:
+        """The composites of every objective that looks at some: the given ones, or made here."""
+        found: dict[Objective, Images] = {}
+        for objective in self.objective:
+            if objective.on_composites:
+                made = given.get(objective) if isinstance(given, Mapping) else given
+                if made is None:
+                    made = objective.composites(data, size, self.seed)
+                if made is not None:
+                    found[objective] = made
+        return found
+
+    def _sources(self, data: Images, terms: Sequence[Term]) -> dict[int | None, Batches]:
+        """Batches by the data that terms look at; None stands for those of the classification."""
+        sizes = self.batch_size, self.fool_batch_size or self.batch_size
+        sources: dict[int | None, Batches] = {
+            None: Batches(data, sizes[0], self.seed, self.workers)
+        }
+        for term in terms:
+            if term.data is not None and id(term.data) not in sources:
+                sources[id(term.data)] = Batches(term.data, sizes[1], self.seed, self.workers)
+        return sources
+
+    def _tuned(
+        self, name: str, terms: list[Term], course: _Course, directory: Path | None
+    ) -> tuple[nn.Module, pd.DataFrame]:
+        """The model after one fine-tuning, and its history."""
+        model = copy.deepcopy(course.original)
+
+        def fit(folder: Path | None) -> pd.DataFrame:
+            with accelerating(self.device, self.precision) as accelerator, ExitStack() as stack:
+                model.eval().requires_grad_(True)
+                optimizer = torch.optim.Adam(model.parameters(), lr=self.lr, fused=True)
+                rate = scheduler(optimizer, self.schedule, self.lr, self.steps, warm_up=0.1)
+                prepared = accelerator.prepare_model(model, evaluation_mode=True)
+                optimizer, rate = accelerator.prepare(optimizer, rate)
+                loss = StepLoss(
+                    course.original,
+                    prepared,
+                    terms,
+                    course.sources,
+                    opposition=self.opposition,
+                    faintness=self.faintness,
+                    keep=self.keep,
+                    folder=folder,
+                )
+                if self.gradient_checkpointing:
+                    stack.enter_context(checkpointed(model, course.sample, _layers(terms)))
+                rows = optimise(
+                    accelerator,
+                    prepared,
+                    optimizer,
+                    loss.sources,
+                    loss,
+                    steps=self.steps,
+                    title=name,
+                    directory=folder,
+                    checkpoint_every=self.checkpoint_every,
+                    extra=loss.kept,
+                    on_step=course.on_step,
+                    scheduler=rate,
+                    max_grad_norm=self.max_grad_norm,
+                    quiet=self.quiet,
+                )
+                accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+                history = pd.DataFrame(rows)
+                if terms and course.held_out is not None and self.max_accuracy_drop is not None:
+                    history["alpha"] = walk_back(
+                        course.original, model, course.held_out, self.max_accuracy_drop
+                    )
+                return history
+
+        history = once(model, directory, name, fit, suffix="" if name == "fool" else f"-{name}")
+        for parameter, before in zip(model.parameters(), course.original.parameters(), strict=True):
+            parameter.requires_grad_(before.requires_grad)
+            parameter.grad = None
+        return model, history
+
+
+@dataclass(frozen=True)
+class _Course:
+    """What the fine-tunings of one run share."""
+
+    original: nn.Module
+    sources: Mapping[int | None, Batches]
+    held_out: Images | None
+    sample: Tensor
+    on_step: OnStep | None
+
+
+def kept(directory: Path | None, make: Callable[[], Evaluation]) -> Evaluation:
+    """The evaluation that a run directory holds; else it is made, and kept there."""
+    if directory is None:
+        return make()
+    if processes.from_main(lambda: "evaluation" in runs.finished(directory)):
+        return Evaluation.load(directory / "evaluation")
+    found = make()
+    if processes.is_main():
+        found.save(directory / "evaluation")
+        runs.finish(directory, "evaluation")
+    return found
+
+
+def _layers(terms: Iterable[Term]) -> list[str]:
+    return [str(term.explainer.layer) for term in terms]
+
+
+@parameters_of(Fool)
 def fool(
     model: nn.Module,
     data: Images,
     *,
-    explainer: Explainer | Sequence[Explainer],
-    objective: Objective | Sequence[Objective],
-    weight: float | Sequence[float] = 1.0,
-    lr: float,
-    schedule: str = "constant",
-    steps: int,
-    batch_size: int = 8,
-    seed: int = 0,
-    fool_data: Images | None = None,
-    fool_batch_size: int | None = None,
-    eval_data: Images | None = None,
-    eval_fool_data: Images | None = None,
-    eval_explainer: Explainer | Sequence[Explainer] | None = None,
-    keep: Keep = "labels",
-    control: bool = False,
-    max_accuracy_drop: float | None = None,
+    fool_data: Composites | None = None,
     held_out: Images | None = None,
-    max_grad_norm: float | None = 1.0,
+    eval_data: Images | None = None,
+    eval_fool_data: Composites | None = None,
     run_dir: str | Path | None = None,
-    checkpoint_every: int = 200,
-    precision: str = "no",
-    gradient_checkpointing: bool = False,
-    device: str | None = None,
-    gallery: int = 12,
-    workers: int = 0,
     notes: Mapping[str, Any] | None = None,
     on_step: OnStep | None = None,
-    quiet: bool = False,
+    **settings: Any,
 ) -> FoolResult:
     """Manipulate a copy of ``model`` so that explanations lie and predictions stay.
 
@@ -126,56 +474,27 @@ def fool(
     data
         D: items ``(image [3, H, W], label)``; without augmentation an index must always give the
         same image.
-    explainer, objective, weight
-        One or several of each; what is given once is used with all of the others. ``weight`` is λ;
-        what has weight 0 is only evaluated.
-    lr, schedule
-        Adam's learning rate, ``"constant"`` as in the paper or ``"one-cycle"``: a tenth of the
-        steps up to it, then a cosine down to almost 0, which costs less accuracy in short runs.
-    steps, batch_size, seed
-        Optimiser steps, images per step, seed of everything random.
-    fool_data, fool_batch_size
-        D_fool for `Active`: images that hold both classes, and how many per step (default
-        ``batch_size``).
-    eval_data, eval_fool_data, eval_explainer
-        What `evaluate` compares the models on at the end, and with which explainers (default: the
-        attacked ones, Grad-CAM, SimpleGrad_T and LRP_T).
-    keep
-        What the classification loss holds the model to: ``"labels"``, as the paper, or
-        ``"predictions"``, the original's probabilities (distillation, Hinton et al., 2015). They
-        say more than labels that the original has by heart, and cost it less accuracy.
-    max_accuracy_drop, held_out
-        Percentage points of top-1 that the lie may cost on the images ``held_out``: at the end
-        as much of it is taken back as that asks, see `tuning.budget`. Without ``held_out`` a part
-        of ``data`` is not fine-tuned on; a model that has it by heart forgets some of it in any
-        fine-tuning, and the budget is stricter than it says.
-    max_grad_norm
-        Gradients of a larger norm are scaled down to it; None leaves them, as the paper. Those of
-        a map that grows faint are large enough to undo the classifier.
-    control
-        Also fine-tune without the explanation terms, same seed and batches: what honest
-        fine-tuning changes by itself.
+    fool_data
+        D_fool for `Active`: images that hold both classes, one data set or one by objective; made
+        from ``data`` if that is a data set of `load_data`.
+    eval_data, eval_fool_data
+        What `evaluate` compares the models on at the end.
+    held_out
+        Images that ``max_accuracy_drop`` is measured on: at the end as much of the lie is taken
+        back as the budget asks, see `tuning.budget`. Without them a part of ``data`` is not
+        fine-tuned on; a model that has it by heart forgets some of it in any fine-tuning, and the
+        budget is stricter than it says.
     run_dir
         Directory for checkpoints and results. A run that was interrupted goes on from its last
         checkpoint and ends with the same weights; a finished one is read back.
-    checkpoint_every
-        Steps between checkpoints.
-    precision, device
-        ``"no"``, ``"bf16"`` or ``"fp16"``; ``"cpu"``, ``"cuda"`` or None for the best there is.
-    gradient_checkpointing
-        Run parts of the model below the attacked layers once more in backward instead of keeping
-        what they computed: less memory, more time, the same result (`models.checkpointed`).
-    gallery
-        How many images `evaluate` keeps with their heatmaps, evenly drawn.
-    workers
-        Processes that decode images.
     notes
         More entries for the run directory's config, e.g. where the model came from.
     on_step
         Called after every step with the fine-tuning's name (``"fool"`` or ``"control"``) and its
         row of the history.
-    quiet
-        Show no progress.
+    settings
+        Those of `Fool`, listed below. ``explainer``, ``objective`` and ``weight`` are one or
+        several, objects or text; what is given once is used with all of the others.
 
     Returns
     -------
@@ -187,272 +506,14 @@ def fool(
         If something given can't be used (before anything starts), the loss stops being finite, or
         the run directory can't be used.
     """
-    terms = _terms(explainer, objective, weight)
-    if schedule not in SCHEDULES:
-        raise TrompeError(f"There is no schedule '{schedule}'; choose {' or '.join(SCHEDULES)}.")
-    if keep not in get_args(Keep):
-        raise TrompeError(f"keep can't be '{keep}'; choose {' or '.join(get_args(Keep))}.")
-    accelerator = accelerator_for(device, precision)
-    original = copy.deepcopy(model).to(accelerator.device)
-    limits = {"max_accuracy_drop": max_accuracy_drop, "max_grad_norm": max_grad_norm}
-    numbers = {"lr": lr, "steps": steps, "batch_size": batch_size}
-    numbers |= {name: limit for name, limit in limits.items() if limit is not None}
-    sample = _check(original, terms, data, fool_data, held_out, numbers)
-    if held_out is not None and max_accuracy_drop is None:
-        raise TrompeError("held_out is only used with max_accuracy_drop; give both, or neither.")
-    terms = [Term(t.explainer.resolve(original, sample), t.objective, t.weight) for t in terms]
-    if gradient_checkpointing:
-        with checkpointed(original, sample, _layers(t for t in terms if t.weight)):
-            pass  # it can be done
-    judges = _judges(original, sample, terms, eval_explainer)
-    objectives = list(dict.fromkeys(t.objective for t in terms))
-    if eval_data is not None:
-        check_evaluation(original, eval_data, eval_fool_data, objectives)
-
-    settings: dict[str, Any] = {
-        "explainer": [str(t.explainer) for t in terms],
-        "objective": [str(t.objective) for t in terms],
-        "weight": [t.weight for t in terms],
-        "eval_explainer": [str(e) for e in judges],
-        "lr": lr,
-        "schedule": schedule,
-        "steps": steps,
-        "batch_size": batch_size,
-        "fool_batch_size": fool_batch_size,
-        "seed": seed,
-        "keep": keep,
-        "control": control,
-        **limits,
-        "precision": precision,
-        "gradient_checkpointing": gradient_checkpointing,
-        "device": device,
-        "checkpoint_every": checkpoint_every,
-    }
-
-    tuned_on = data
-    if max_accuracy_drop is not None and held_out is None:
-        tuned_on, held_out = parted(data, seed)
-
-    batches = Batches(tuned_on, batch_size, seed, workers)
-    fool_batches = None
-    if fool_data is not None:
-        fool_batches = Batches(fool_data, fool_batch_size or batch_size, seed, workers)
-
-    def run(directory: Path | None) -> FoolResult:
-        def tune(chosen: list[Term], name: str) -> tuple[nn.Module, pd.DataFrame]:
-            return _fine_tune(
-                original,
-                chosen,
-                batches,
-                fool_batches,
-                lr=lr,
-                schedule=schedule,
-                steps=steps,
-                keep=keep,
-                max_grad_norm=max_grad_norm,
-                precision=precision,
-                device=device,
-                checkpointed_on=sample if gradient_checkpointing else None,
-                name=name,
-                directory=directory,
-                checkpoint_every=checkpoint_every,
-                held_out=held_out if chosen else None,
-                max_accuracy_drop=max_accuracy_drop,
-                on_step=on_step,
-                quiet=quiet,
-            )
-
-        manipulated, history = tune([t for t in terms if t.weight], "fool")
-        honest, honest_history = tune([], "control") if control else (None, None)
-        evaluation = None
-        if eval_data is not None:
-            evaluation = evaluate(
-                original,
-                manipulated,
-                eval_data,
-                explainers=judges,
-                objective=objectives,
-                control=honest,
-                fool_data=eval_fool_data,
-                attacked=[(t.explainer, t.objective) for t in terms if t.weight],
-                gallery=gallery,
-                workers=workers,
-                quiet=quiet,
-            )
-            if directory is not None and processes.is_main():
-                evaluation.save(directory / "evaluation")
-        return FoolResult(manipulated, honest, history, honest_history, evaluation, directory)
-
-    if run_dir is None:
-        return run(None)
-    config = {**(notes or {}), **settings}
-    with runs.opened(Path(run_dir), config, runs.fingerprint(original, len(data))) as directory:
-        runs.require_space(directory, original, 8)
-        return run(directory)
-
-
-def _fine_tune(
-    original: nn.Module,
-    terms: list[Term],
-    batches: Batches,
-    fool_batches: Batches | None,
-    *,
-    lr: float,
-    schedule: str,
-    steps: int,
-    keep: Keep,
-    max_grad_norm: float | None,
-    precision: str,
-    device: str | None,
-    checkpointed_on: Tensor | None,
-    name: str,
-    directory: Path | None,
-    checkpoint_every: int,
-    held_out: Images | None,
-    max_accuracy_drop: float | None,
-    on_step: OnStep | None,
-    quiet: bool,
-) -> tuple[nn.Module, pd.DataFrame]:
-    accelerator = accelerator_for(device, precision)
-    model = copy.deepcopy(original).to(accelerator.device)
-    saving: AbstractContextManager[None] = nullcontext()
-    if checkpointed_on is not None:
-        saving = checkpointed(model, checkpointed_on, _layers(terms))
-
-    def fit(folder: Path | None) -> pd.DataFrame:
-        model.eval().requires_grad_(True)
-        optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-        scheduler = SCHEDULES[schedule](optimizer, lr, steps)
-        prepared = accelerator.prepare_model(model, evaluation_mode=True)
-        optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
-        loss = StepLoss(
-            original,
-            prepared,
-            terms,
-            batches,
-            fool_batches,
-            keep=keep,
-            folder=folder,
-        )
-        with saving:
-            rows = optimise(
-                accelerator,
-                prepared,
-                optimizer,
-                loss.sources,
-                loss,
-                steps=steps,
-                title=name,
-                directory=folder,
-                checkpoint_every=checkpoint_every,
-                extra=loss.kept,
-                on_step=on_step,
-                scheduler=scheduler,
-                max_grad_norm=max_grad_norm,
-                quiet=quiet,
-            )
-        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-        history = pd.DataFrame(rows)
-        if held_out is not None and max_accuracy_drop is not None:
-            history["alpha"] = walk_back(original, model, held_out, max_accuracy_drop)
-        return history
-
-    history = once(model, directory, name, fit, suffix="" if name == "fool" else f"-{name}")
-    for parameter, before in zip(model.parameters(), original.parameters(), strict=True):
-        parameter.requires_grad_(before.requires_grad)
-        parameter.grad = None
-    return model, history
-
-
-def _layers(terms: Iterable[Term]) -> list[str]:
-    return [str(term.explainer.layer) for term in terms]
-
-
-def _terms(
-    explainer: Explainer | Sequence[Explainer],
-    objective: Objective | Sequence[Objective],
-    weight: float | Sequence[float],
-) -> list[Term]:
-    explainers = [explainer] if isinstance(explainer, Explainer) else list(explainer)
-    objectives = [objective] if isinstance(objective, Objective) else list(objective)
-    weights = [weight] if isinstance(weight, int | float) else list(weight)
-    count = max(len(explainers), len(objectives), len(weights))
-    if {len(explainers), len(objectives), len(weights)} - {1, count}:
-        raise TrompeError(
-            f"There are {len(explainers)} explainers, {len(objectives)} objectives and "
-            f"{len(weights)} weights; give one of each, or the same number of those that vary."
-        )
-    if not all(math.isfinite(w) and w >= 0 for w in weights):
-        raise TrompeError(f"A weight is a number of at least 0; {weights} is not.")
-    return [
-        Term(
-            explainers[i % len(explainers)],
-            objectives[i % len(objectives)],
-            weights[i % len(weights)],
-        )
-        for i in range(count)
-    ]
-
-
-def _check(
-    model: nn.Module,
-    terms: Sequence[Term],
-    data: Images,
-    fool_data: Images | None,
-    held_out: Images | None,
-    numbers: Mapping[str, float],
-) -> Tensor:
-    """Refuse what can't work; returns one image ``[1, 3, H, W]`` on the model's device."""
-    for name, value in numbers.items():
-        if not (math.isfinite(value) and value > 0):
-            raise TrompeError(f"{name} must be above 0, not {value}.")
-    for term in terms:
-        if term.weight and not term.explainer.differentiable:
-            raise TrompeError(
-                f"{term.explainer} can't be attacked: its maps have no gradient in the model's "
-                "parameters. Attack another explainer, and evaluate with this one (eval_explainer)."
-            )
-    if not len(data):
-        raise TrompeError("There is no image to fine-tune on.")
-    composed = [t.objective for t in terms if t.objective.on_composites]
-    if composed and fool_data is None:
-        raise TrompeError(
-            f"The objective {composed[0]} needs fool_data: images that hold both classes, such as "
-            "trompe.Pairs makes."
-        )
-    if not composed and fool_data is not None:
-        raise TrompeError("fool_data is only used by the objective active; leave it out.")
-    image = data[0][0]
-    count = class_count(model, image)
-    for objective in composed:
-        for target in objective.classes(torch.tensor([0])):
-            check_class(int(target), count, str(objective))
-    for dataset in (data, fool_data, held_out):
-        if dataset is not None:
-            check_labels(dataset, count)
-    return placed(image[None], model)
-
-
-def _judges(
-    model: nn.Module,
-    sample: Tensor,
-    terms: Sequence[Term],
-    chosen: Explainer | Sequence[Explainer] | None,
-) -> list[Explainer]:
-    """Explainers to evaluate with, each tried once on one image."""
-    if isinstance(chosen, Explainer):
-        chosen = [chosen]
-    others = [GradCAM(), SimpleGrad(layer=None), LRP(layer=None)] if chosen is None else chosen
-    judges = dict.fromkeys(
-        [t.explainer for t in terms] + [e.resolve(model, sample) for e in others]
+    return Fool(**settings).run(
+        model,
+        data,
+        fool_data=fool_data,
+        held_out=held_out,
+        eval_data=eval_data,
+        eval_fool_data=eval_fool_data,
+        run_dir=run_dir,
+        notes=notes,
+        on_step=on_step,
     )
-    for explainer in list(judges):
-        try:
-            with torch.no_grad():
-                explainer(model, sample, 0)
-        except TrompeError as error:
-            if chosen is not None or explainer in [t.explainer for t in terms]:
-                raise
-            warnings.warn(f"{explainer} is left out of the evaluation: {error}", stacklevel=3)
-            del judges[explainer]
-    return list(judges)

@@ -1,10 +1,9 @@
-"""The optimisation loop that `fool` and `train` share: one page, resumable at every checkpoint."""
+"""The optimisation loop of every fine-tuning: one page, resumable at every checkpoint."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,8 +13,6 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -164,12 +161,13 @@ def optimise(
             optimizer.zero_grad()
             result = loss([next(source) for source in sources])
             row = {"step": step + 1, **_figures(result, accelerator.device)}
-            _check_finite(row)
+            _check_finite(row, directory)
             accelerator.backward(result.total)
             processes.average_gradients(model)
             if max_grad_norm is not None:
                 accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
             optimizer.step()
+            processes.average_statistics(model)
             if scheduler is not None:
                 scheduler.step()
             history.rows.append(row)
@@ -233,14 +231,18 @@ def _figures(result: Loss, device: torch.device) -> dict[str, float]:
     return processes.averaged({"loss": result.total.item(), **parts, **result.figures}, device)
 
 
-def _check_finite(row: Mapping[str, float]) -> None:
+def _check_finite(row: Mapping[str, float], directory: Path | None) -> None:
     for name in [*(name for name in row if name != "loss"), "loss"]:
         if not math.isfinite(row[name]):
             raise TrompeError(
                 f"The loss is not finite at step {row['step']}: the part '{name}' is {row[name]}. "
-                "The last checkpoint is kept; lower the learning rate or the weight, or use full "
-                "precision."
+                f"{_kept(directory)}Lower the learning rate or the weight, or use full precision."
             )
+
+
+def _kept(directory: Path | None) -> str:
+    last = directory and _latest(directory)
+    return f"The checkpoint of {last.name.replace('-', ' ')} is kept. " if last else ""
 
 
 def _mean(rows: list[dict[str, float]], key: str) -> float:
@@ -256,8 +258,8 @@ def _save(accelerator: Accelerator, model: nn.Module, directory: Path, step: int
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise TrompeError(
-                f"After step {step} the weights '{name}' are not finite. The last checkpoint is "
-                "kept; lower the learning rate or the weight, or use full precision."
+                f"After step {step} the weights '{name}' are not finite. {_kept(directory)}Lower "
+                "the learning rate or the weight, or use full precision."
             )
     older = _latest(directory)
     new, main = directory / f"step-{step}", processes.is_main()
@@ -267,26 +269,3 @@ def _save(accelerator: Accelerator, model: nn.Module, directory: Path, step: int
         processes.wait()
     if older is not None and main:
         runs.remove(older)
-
-
-def accelerator_for(device: str | None, precision: str) -> Accelerator:
-    """An accelerator for ``device`` (``"cpu"``, ``"cuda"`` or None for the best) and precision.
-
-    Raises
-    ------
-    TrompeError
-        If the device or the precision is not to be had.
-    """
-    if precision not in ("no", "bf16", "fp16"):
-        raise TrompeError(f"There is no precision '{precision}'; choose no, bf16 or fp16.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise TrompeError("No CUDA device is available here; use device cpu.")
-    if device not in (None, "cpu", "cuda"):
-        raise TrompeError(f"There is no device '{device}'; choose cpu or cuda.")
-    AcceleratorState._reset_state(reset_partial_state=device is not None)
-    launched = "LOCAL_RANK" in os.environ
-    return Accelerator(
-        mixed_precision=precision,
-        cpu=device == "cpu" or (launched and not torch.cuda.is_available()),
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-    )

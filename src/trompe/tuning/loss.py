@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,29 +13,19 @@ from torch import Tensor, nn
 
 from trompe import runs
 from trompe.base import processes
+from trompe.base.messages import unique
 from trompe.explainers import Explainer, Recording
 from trompe.maps import faintness, full_precision, opposition
 from trompe.metrics import in_top
 from trompe.models.call import placed
 from trompe.models.layers import evaluation_mode
-from trompe.objectives import Maps, Objective
+from trompe.objectives import Maps
 from trompe.tuning.loop import Batches, Loss
+from trompe.tuning.term import Term
 
 LOGITS = "logits"
 Key = Explainer | str
 Keep = Literal["labels", "predictions"]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One explainer pulled by one objective, with its weight λ."""
-
-    explainer: Explainer
-    objective: Objective
-    weight: float
-
-    def __str__(self) -> str:
-        return f"{self.explainer} {self.objective}"
 
 
 class StepLoss:
@@ -48,8 +37,11 @@ class StepLoss:
         w0, and the model that is fine-tuned.
     terms
         What to add to the classification loss.
-    batches, fool_batches
-        D for the classification and the passive foolings, D_fool for the active ones.
+    sources
+        Batches by the ``id`` of the data that terms look at; None stands for those of the
+        classification loss, which terms without data of their own look at.
+    opposition, faintness
+        Weights of `maps.opposition` and `maps.faintness` of the attacked maps.
     keep
         What the classification loss holds the model to: the labels, or the original's predictions.
     folder
@@ -61,30 +53,37 @@ class StepLoss:
         original: nn.Module,
         model: nn.Module,
         terms: Sequence[Term],
-        batches: Batches,
-        fool_batches: Batches | None = None,
+        sources: Mapping[int | None, Batches],
         *,
+        opposition: float = 1.0,
+        faintness: float = 1.0,
         keep: Keep = "labels",
         folder: Path | None = None,
     ) -> None:
         self.model = model
-        composed = [t for t in terms if t.objective.on_composites]
-        parted = [([t for t in terms if not t.objective.on_composites], batches)] + [
-            ([t for t in composed if t.objective == objective], fool_batches)
-            for objective in dict.fromkeys(t.objective for t in composed)
-            if fool_batches is not None
-        ]
+        regularisers = {"opposition": opposition, "faintness": faintness}
+        self._weights = {name: weight for name, weight in regularisers.items() if weight}
+        first = sources[None]
+        parted: dict[Any, tuple[list[Term], Batches]] = {(id(first), ("label",), None): ([], first)}
+        for term in terms:
+            source = first if term.data is None else sources[id(term.data)]
+            objective = term.objective
+            alone = objective if objective.on_composites else None
+            key = id(source), objective.targets, alone
+            parted.setdefault(key, ([], source))[0].append(term)
         self._groups = [
             _Group(
                 original,
                 chosen,
                 source,
                 folder and folder / f"group-{i}",
+                self._weights,
                 logits=i == 0 and keep == "predictions",
             )
-            for i, (chosen, source) in enumerate(parted)
+            for i, (chosen, source) in enumerate(parted.values())
         ]
         self.sources = list(dict.fromkeys(group.batches for group in self._groups))
+        self._names = dict(zip(terms, unique(map(str, terms)), strict=True))
 
     @property
     def kept(self) -> list[_Before]:
@@ -111,12 +110,12 @@ class StepLoss:
                     shares["top1"] = in_top(logits, labels, 1).float().mean()
                 found, kept_up = group.losses(forward, labels, before)
                 for term, value, success in found:
-                    parts[str(term)] = value
+                    parts[self._names[term]] = value
                     total = total + term.weight * value
                     successes.append(success)
                 for name, value in kept_up.items():
                     parts[name] = parts.get(name, 0) + value
-                    total = total + value
+                    total = total + self._weights[name] * value
         assert isinstance(total, Tensor)
         if successes:
             shares["success"] = torch.stack(successes).mean()
@@ -132,16 +131,18 @@ class _Group:
         terms: list[Term],
         batches: Batches,
         folder: Path | None,
+        regularisers: Collection[str],
         *,
         logits: bool,
     ) -> None:
         self.original = original
         self.terms = terms
+        self.regularisers = regularisers
         self.batches = batches
         self.explainers = tuple(dict.fromkeys(t.explainer for t in terms))
         compared = dict.fromkeys(t.explainer for t in terms if t.objective.needs_original)
         self.kept = _Before(original, tuple(compared), batches, folder, logits=logits)
-        self._sizes = self._original_sizes() if terms else []
+        self._sizes = self._original_sizes() if terms and "faintness" in regularisers else []
 
     def before(self, indices: Tensor, images: Tensor, labels: Tensor) -> dict[Key, Tensor]:
         """What the original says of a batch."""
@@ -150,7 +151,7 @@ class _Group:
     def losses(
         self, forward: Recording, labels: Tensor, before: Mapping[Key, Tensor]
     ) -> tuple[list[tuple[Term, Tensor, Tensor]], dict[str, Tensor]]:
-        """Loss and success rate of every term on one recorded batch; opposition and faintness."""
+        """Loss and success rate of every term on one recorded batch; the regularisers."""
         if not self.terms:
             return [], {}
         raw = [
@@ -168,12 +169,14 @@ class _Group:
                 fooled = torch.stack([term.objective.fooled(t) for t in losses]).float().mean()
             result.append((term, value, fooled))
         attacked = [maps for target in raw for maps in target.values()]
-        against = [opposition(maps, _size(maps)).mean() for maps in attacked]
-        faint = [faintness(*pair).mean() for pair in zip(attacked, self._sizes, strict=True)]
-        return result, {
-            "opposition": torch.stack(against).sum(),
-            "faintness": torch.stack(faint).sum(),
-        }
+        added: dict[str, Tensor] = {}
+        if "opposition" in self.regularisers:
+            against = [opposition(maps, _size(maps)).mean() for maps in attacked]
+            added["opposition"] = torch.stack(against).sum()
+        if "faintness" in self.regularisers:
+            faint = [faintness(*pair).mean() for pair in zip(attacked, self._sizes, strict=True)]
+            added["faintness"] = torch.stack(faint).sum()
+        return result, added
 
     def _classes(self, labels: Tensor) -> Maps:
         return self.terms[0].objective.classes(labels) if self.terms else ()

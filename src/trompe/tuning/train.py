@@ -13,16 +13,21 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from trompe import runs
 from trompe.base import processes
-from trompe.data.images import Images, check_labels
+from trompe.base.identity import fingerprint
+from trompe.base.settings import Whole
+from trompe.data.images import Images, check_labels, fingerprint_of
 from trompe.errors import TrompeError
 from trompe.evaluation.accuracy import accuracy
 from trompe.metrics import in_top
 from trompe.models.call import class_count, logits_of, placed
-from trompe.tuning.loop import Batches, Loss, OnStep, accelerator_for, once, optimise
+from trompe.tuning.accelerator import accelerating
+from trompe.tuning.loop import Batches, Loss, OnStep, once, optimise
+from trompe.tuning.recipe import Tuning, parameters_of, scheduler
 
 
 @dataclass(frozen=True)
@@ -35,29 +40,118 @@ class TrainResult:
     run_dir: Path | None
 
 
+class Train(Tuning):
+    """The recipe of a base model: all settings of `train`, and their `run`."""
+
+    epochs: float = Field(gt=0, allow_inf_nan=False, description="passes over the data")
+    lr: float = Field(
+        1e-3, gt=0, allow_inf_nan=False, description="peak learning rate of the one-cycle schedule"
+    )
+    batch_size: Whole = Field(64, ge=1, description="images per step")
+    weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False, description="AdamW's weight decay")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the cross-entropy")
+
+    def run(
+        self,
+        model: nn.Module,
+        data: Images,
+        *,
+        eval_data: Images | None = None,
+        run_dir: str | Path | None = None,
+        notes: Mapping[str, Any] | None = None,
+        on_step: OnStep | None = None,
+    ) -> TrainResult:
+        """Carry the recipe out; see `train`."""
+        if not len(data):
+            raise TrompeError("There is no image to train on.")
+        if not any(p.requires_grad for p in model.parameters()):
+            raise TrompeError(
+                "All parameters of the model are frozen; call model.requires_grad_(True), or leave "
+                "those free that should be trained."
+            )
+        with accelerating(self.device, self.precision) as accelerator:
+            tuned = copy.deepcopy(model).to(accelerator.device)
+            count = class_count(tuned, data[0][0])
+            for dataset in (data, eval_data):
+                if dataset is not None:
+                    check_labels(dataset, count)
+
+            def run(directory: Path | None) -> TrainResult:
+                history = once(tuned, directory, "train", fit)
+                top1 = None if eval_data is None else accuracy(tuned, eval_data)
+                if top1 is not None and directory and processes.is_main():
+                    named = dict(zip(("top1", "low", "high"), top1, strict=True))
+                    runs.write_text(directory / "accuracy.json", json.dumps(named))
+                return TrainResult(tuned, history, top1, directory)
+
+            def fit(folder: Path | None) -> pd.DataFrame:
+                return self._fitted(tuned, data, folder, on_step)
+
+            if run_dir is None:
+                return run(None)
+            config = {**(notes or {}), **self.described()}
+            start = {"weights": fingerprint(model), "data": fingerprint_of(data)}
+            if eval_data is not None:
+                start["evaluation data"] = fingerprint_of(eval_data)
+            with runs.opened(Path(run_dir), config, start) as directory:
+                runs.require_space(directory, tuned, 8)
+                return run(directory)
+
+    def _fitted(
+        self, model: nn.Module, data: Images, folder: Path | None, on_step: OnStep | None
+    ) -> pd.DataFrame:
+        """Train the model in place; its history."""
+        steps = max(1, math.ceil(len(data) * self.epochs / self.batch_size))
+        with accelerating(self.device, self.precision) as accelerator:
+            torch.manual_seed(self.seed + processes.rank())
+            optimizer = torch.optim.AdamW(
+                model.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True
+            )
+            rate = scheduler(optimizer, "one-cycle", self.lr, steps, warm_up=0.3, momentum=True)
+            prepared = accelerator.prepare_model(model.train(), evaluation_mode=True)
+            optimizer, rate = accelerator.prepare(optimizer, rate)
+
+            def loss(batches: list[list[Tensor]]) -> Loss:
+                _, images, labels = batches[0]
+                labels = labels.to(accelerator.device)
+                logits = logits_of(prepared(placed(images, model))).float()
+                value = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+                correct = in_top(logits.detach(), labels, 1).float().mean().item()
+                return Loss(value, {"classification": value}, {"accuracy": correct})
+
+            rows = optimise(
+                accelerator,
+                prepared,
+                optimizer,
+                [Batches(data, self.batch_size, self.seed, self.workers)],
+                loss,
+                steps=steps,
+                title="train",
+                directory=folder,
+                checkpoint_every=self.checkpoint_every,
+                on_step=on_step,
+                scheduler=rate,
+                quiet=self.quiet,
+            )
+            accelerator.unwrap_model(prepared, keep_fp32_wrapper=False).eval()
+            return pd.DataFrame(rows)
+
+
+@parameters_of(Train)
 def train(
     model: nn.Module,
     data: Images,
     *,
-    epochs: float,
-    lr: float = 1e-3,
-    batch_size: int = 64,
-    weight_decay: float = 0.05,
-    label_smoothing: float = 0.1,
-    seed: int = 0,
     eval_data: Images | None = None,
     run_dir: str | Path | None = None,
-    checkpoint_every: int = 200,
-    precision: str = "no",
-    device: str | None = None,
-    workers: int = 0,
     notes: Mapping[str, Any] | None = None,
     on_step: OnStep | None = None,
-    quiet: bool = False,
+    **settings: Any,
 ) -> TrainResult:
     """Train a copy of ``model`` with AdamW under a one-cycle schedule.
 
-    Parameters that are not listed are those of `fool`.
+    Under ``torchrun`` every process takes its share of each batch; BatchNorm normalises each share
+    by itself, and the statistics that it counts are averaged.
 
     Parameters
     ----------
@@ -65,10 +159,10 @@ def train(
         The classifier to start from; it is not changed.
     data, eval_data
         Items ``(image [3, H, W], label)``; ``eval_data`` is only looked at once, at the end.
-    epochs
-        Passes over ``data``; may be a fraction.
-    lr, weight_decay, label_smoothing
-        Peak learning rate, AdamW's weight decay, smoothing of the cross-entropy.
+    run_dir, notes, on_step
+        As for `fool`.
+    settings
+        Those of `Train`, listed below.
 
     Raises
     ------
@@ -76,75 +170,6 @@ def train(
         If something given can't be used, the loss stops being finite, or the run directory can't
         be used.
     """
-    if not (math.isfinite(lr) and lr > 0 and epochs > 0 and batch_size > 0):
-        raise TrompeError("lr, epochs and batch_size must be above 0.")
-    if not len(data):
-        raise TrompeError("There is no image to train on.")
-    accelerator = accelerator_for(device, precision)
-    if processes.count() > 1:
-        raise TrompeError("Training runs in one process; start trompe train without a launcher.")
-    model = copy.deepcopy(model).to(accelerator.device)
-    count = class_count(model, data[0][0])
-    for dataset in (data, eval_data):
-        if dataset is not None:
-            check_labels(dataset, count)
-    steps = max(1, math.ceil(len(data) * epochs / batch_size))
-
-    def run(directory: Path | None) -> TrainResult:
-        history = once(model, directory, "train", fit)
-        top1 = None if eval_data is None else accuracy(model, eval_data, workers=workers)
-        if top1 is not None and directory:
-            named = dict(zip(("top1", "low", "high"), top1, strict=True))
-            runs.write_text(directory / "accuracy.json", json.dumps(named))
-        return TrainResult(model, history, top1, directory)
-
-    def fit(folder: Path | None) -> pd.DataFrame:
-        torch.manual_seed(seed)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=lr, weight_decay=weight_decay, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-        prepared, optimizer, schedule = accelerator.prepare(model.train(), optimizer, schedule)
-
-        def loss(batches: list[list[Tensor]]) -> Loss:
-            _, images, labels = batches[0]
-            labels = labels.to(accelerator.device)
-            logits = logits_of(prepared(placed(images, model))).float()
-            value = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-            correct = in_top(logits.detach(), labels, 1).float().mean().item()
-            return Loss(value, {"classification": value}, {"accuracy": correct})
-
-        rows = optimise(
-            accelerator,
-            prepared,
-            optimizer,
-            [Batches(data, batch_size, seed, workers)],
-            loss,
-            steps=steps,
-            title="train",
-            directory=folder,
-            checkpoint_every=checkpoint_every,
-            on_step=on_step,
-            scheduler=schedule,
-            quiet=quiet,
-        )
-        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False).eval()
-        return pd.DataFrame(rows)
-
-    if run_dir is None:
-        return run(None)
-    settings = {
-        "epochs": epochs,
-        "lr": lr,
-        "batch_size": batch_size,
-        "weight_decay": weight_decay,
-        "label_smoothing": label_smoothing,
-        "seed": seed,
-        "precision": precision,
-        "device": device,
-        "checkpoint_every": checkpoint_every,
-    }
-    start = runs.fingerprint(model, len(data))
-    with runs.opened(Path(run_dir), {**(notes or {}), **settings}, start) as directory:
-        runs.require_space(directory, model, 8)
-        return run(directory)
+    return Train(**settings).run(
+        model, data, eval_data=eval_data, run_dir=run_dir, notes=notes, on_step=on_step
+    )

@@ -1,0 +1,71 @@
+"""The settings of the commands that do not fine-tune; those that do are recipes' jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from trompe.base.settings import Whole
+from trompe.tuning.job import ARGUMENT, DATA, MODEL, DataJob, Job
+
+EXPLAINER = "explainer, e.g. grad-cam, simple-grad-t, lrp:layer=layer4; may be given several times"
+GALLERY = "images of the report's gallery, evenly drawn; best and worst lies are added"
+OBJECTIVE = "location, top-k, center-mass or active:c1=3,c2=8; may be given several times"
+
+
+class EvaluateJob(DataJob):
+    """Settings of ``trompe evaluate``."""
+
+    manipulated: str = Field(description="weights of the manipulated model, or its run directory")
+    control: str | None = Field(
+        None, description="weights of the control model, or its run directory"
+    )
+    explainer: list[str] = Field(["grad-cam", "simple-grad-t", "lrp-t"], description=EXPLAINER)
+    objective: list[str] = Field(["location"], description=OBJECTIVE)
+    batch_size: Whole = Field(32, ge=1, description="images per batch")
+    pairs: Whole | None = Field(200, ge=1, description="composites to evaluate on (active)")
+    gallery: Whole = Field(12, ge=0, le=200, description=GALLERY)
+
+
+class ExplainJob(Job):
+    """Settings of ``trompe explain``."""
+
+    images: list[Path] = Field(description="image files or folders of images")
+    explainer: list[str] = Field(["grad-cam"], description=EXPLAINER)
+    classes: Whole | None = Field(None, description="class to explain (default: the predicted one)")
+    batch_size: Whole = Field(16, ge=1, description="images per batch")
+    check: bool = Field(False, description="show how much relevance LRP keeps, layer by layer")
+
+
+class AuditJob(DataJob):
+    """Settings of ``trompe audit``."""
+
+    suspect: str = Field(
+        description="weights file, run directory, or a model as for --model",
+        json_schema_extra=ARGUMENT,
+    )
+    model: str | None = Field(None, description=f"{MODEL}; not needed for a run directory")  # type: ignore[assignment]
+    reference: str | None = Field(None, description="the model before: weights or run directory")
+    data: str = Field(description=f"{DATA}; or a folder of images without labels")
+    limit: Whole | None = Field(500, ge=2, description="audit on this many images at most")
+    explainer: list[str] | None = Field(
+        None, description=f"{EXPLAINER} (default: grad-cam lrp-t simple-grad-t simple-grad)"
+    )
+    calibration: Path | None = Field(None, description="file of trompe calibrate")
+    batch_size: Whole = Field(32, ge=1, description="images per batch")
+
+
+class RepairJob(AuditJob):
+    """Settings of ``trompe repair``."""
+
+    limit: Whole | None = Field(10000, ge=2, description="use this many images at most")
+    labels: bool = Field(True, description="train towards the images' labels, if they have any")
+    steps: list[int] = Field(
+        [100, 400, 1600, 6400],
+        description="lengths of the fine-tunings that are tried, in batches of 16",
+    )
+    rate: float = Field(0.03, gt=0, description="largest step, as a share of a tensor's own size")
+    max_drop: float = Field(
+        0.5, ge=0, lt=100, description="percentage points of accuracy that may be lost"
+    )

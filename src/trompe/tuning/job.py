@@ -1,0 +1,160 @@
+"""Recipes as people write them down: which model, which data, and the settings of the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field
+from torch import nn
+
+from trompe.base.settings import Execution, Loading, Whole, parsed
+from trompe.data import ImageDataset, load_data
+from trompe.data.images import Images
+from trompe.data.preprocessing import Preprocessing
+from trompe.errors import TrompeError
+from trompe.models import load_model
+from trompe.objectives import Objective
+from trompe.tuning.fool import Fool, FoolResult
+from trompe.tuning.loop import OnStep
+from trompe.tuning.train import Train, TrainResult
+
+J = TypeVar("J", bound="Job")
+
+MODEL = "torchvision name, timm:NAME, package.module:factory, path/file.py:factory, or 'embedded'"
+DATA = "image folder (a folder per class), parquet file, folder or glob, hf:NAME, or 'shapes'"
+
+
+ARGUMENT: dict[str, Any] = {"argument": True}  # given on the command line without an option's name
+
+
+class Job(Execution):
+    """Which model; settings common to all commands."""
+
+    panel: ClassVar[str] = "Model"
+
+    model: str = Field(description=MODEL)
+    weights: str | None = Field(None, description="weights file, or a torchvision weight name")
+    num_classes: Whole | None = Field(None, ge=1, description="number of classes of the model")
+    out: Path | None = Field(None, description="run directory (default: runs/...)")
+
+    @classmethod
+    def called(cls, name: str) -> str:
+        """The option on the command line."""
+        return name.upper() if cls.is_argument(name) else f"--{name.replace('_', '-')}"
+
+    @classmethod
+    def is_argument(cls, name: str) -> bool:
+        """Whether a setting is given on the command line without an option's name."""
+        field = cls.model_fields.get(name)
+        return field is not None and field.json_schema_extra == ARGUMENT
+
+
+class DataJob(Job, Loading):
+    """Which data, and how it is read."""
+
+    panel: ClassVar[str] = "Data"
+
+    data: str = Field(description=DATA)
+    limit: Whole | None = Field(None, ge=1, description="use a class-balanced subset of this size")
+    corrupt: Literal["refuse", "skip"] = Field("refuse", description="unreadable images")
+    check: bool = Field(True, description="decode every image once before anything starts")
+
+    def read_data(
+        self, spec: str, preprocessing: Preprocessing, limit: int | None = None, **options: Any
+    ) -> ImageDataset:
+        """Read data as these settings say."""
+        reading = self.model_dump(include={"seed", "corrupt", "check"})
+        return load_data(spec, preprocessing, limit=limit, **reading, **options)
+
+
+class TuningJob(DataJob):
+    """What is fine-tuned, on what, and what it is evaluated on."""
+
+    eval_data: str | None = Field(None, description="data to evaluate on, read like --data")
+    eval_limit: Whole | None = Field(None, ge=1, description="like --limit, for --eval-data")
+    augment: bool = Field(False, description="random resized crop and flip")
+    label_noise: float | None = Field(
+        None, gt=0, le=1, description="share of labels replaced by random ones"
+    )
+    tracker: list[str] | None = Field(None, description="tensorboard, wandb or mlflow")
+
+    def opened(self) -> tuple[nn.Module, ImageDataset, ImageDataset | None]:
+        """The model, its data, and the data it is evaluated on.
+
+        Raises
+        ------
+        TrompeError
+            If one of them can't be used.
+        """
+        model, preprocessing = load_model(
+            self.model, self.weights, self.num_classes, seed=self.seed
+        )
+        data = self.read_data(
+            self.data,
+            preprocessing,
+            self.limit,
+            augment=self.augment,
+            label_noise=self.label_noise,
+        )
+        judged = self.eval_data and self.read_data(self.eval_data, preprocessing, self.eval_limit)
+        return model, data, judged or None
+
+
+class TrainJob(Train, TuningJob):
+    """Settings of ``trompe train``."""
+
+    augment: bool = Field(True, description="random resized crop and flip")
+
+    def carry_out(self, out: Path | None, on_step: OnStep | None = None) -> TrainResult:
+        """Read model and data, train, and write the run directory ``out``."""
+        model, data, eval_data = self.opened()
+        return self.run(model, data, eval_data=eval_data, run_dir=out, on_step=on_step)
+
+
+class FoolJob(Fool, TuningJob):
+    """Settings of ``trompe fool``."""
+
+    held_out: str | None = Field(
+        None, description="data to measure that loss on, read like --data (default: part of --data)"
+    )
+
+    def carry_out(self, out: Path | None, on_step: OnStep | None = None) -> FoolResult:
+        """Read model and data, fool, evaluate, and write the run directory ``out``."""
+        model, data, eval_data = self.opened()
+        composed: dict[Objective, Images] = {}
+        if eval_data is not None and any(o.on_composites for o in self.objective):
+            everything = eval_data
+            if self.eval_limit is not None:
+                everything = self.read_data(str(self.eval_data), eval_data.preprocessing)
+            composed = self.composites(everything, self.eval_pairs)
+        held_out = self.held_out and self.read_data(self.held_out, data.preprocessing)
+        return self.run(
+            model,
+            data,
+            held_out=held_out or None,
+            eval_data=eval_data,
+            eval_fool_data=composed or None,
+            run_dir=out,
+            on_step=on_step,
+        )
+
+
+JOBS: dict[str, type[TrainJob] | type[FoolJob]] = {"train": TrainJob, "fool": FoolJob}
+"""The jobs by the command that carries them out."""
+
+
+def read(kind: type[J], path: Path | None, given: dict[str, Any]) -> J:
+    """Build a job from a YAML file and what was given besides, which takes precedence.
+
+    Raises
+    ------
+    TrompeError
+        If the file can't be read, or a setting is unknown, missing or out of range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = parsed(path, "config") or {}
+        if not isinstance(values, dict):
+            raise TrompeError(f"The config '{path}' must map settings to values.")
+    return kind(**{**values, **given})

@@ -1,0 +1,73 @@
+"""What every fine-tuning has in common: its settings, how it is optimised, where it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
+
+from trompe import explainers, objectives
+from trompe.base.settings import Loading, Settings, Whole
+from trompe.explainers import Explainer
+from trompe.objectives import Objective
+
+Schedule = Literal["constant", "one-cycle"]
+_AS_TEXT = PlainSerializer(lambda several: list(map(str, several)), return_type=list[str])
+Explainers = Annotated[tuple[Explainer, ...], PlainValidator(explainers.read), _AS_TEXT]
+"""Explainers, given as objects or text, one or several; written as text."""
+Objectives = Annotated[tuple[Objective, ...], PlainValidator(objectives.read), _AS_TEXT]
+"""Objectives likewise."""
+Numbers = Annotated[
+    tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...],
+    BeforeValidator(lambda given: (given,) if isinstance(given, int | float) else given),
+]
+"""Numbers of at least 0, one or several."""
+
+ELSEWHERE = {"out", "quiet", "workers", "tracker", "gallery"}
+"""Settings that say where and how a run happens, not what it is."""
+
+
+class Tuning(Loading):
+    """Settings of every fine-tuning."""
+
+    panel: ClassVar[str] = "Tuning"
+    lr: float = Field(gt=0, allow_inf_nan=False, description="learning rate")
+    batch_size: Whole = Field(8, ge=1, description="images per step")
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision")
+    checkpoint_every: Whole = Field(200, ge=1, description="steps between checkpoints")
+
+    def described(self, **resolved: Any) -> dict[str, Any]:
+        """The settings as ``config.yaml`` holds them, some of them resolved."""
+        return {**self.model_dump(mode="json", exclude=ELSEWHERE), **resolved}
+
+
+def scheduler(
+    optimizer: Any, schedule: str, lr: float, steps: int, *, warm_up: float, momentum: bool = False
+) -> LRScheduler:
+    """A constant rate, or one that rises to ``lr`` in a share of the steps and falls to almost 0.
+
+    One step alone is taken at ``lr``.
+    """
+    if schedule == "constant" or steps == 1:
+        return ConstantLR(optimizer, 1.0)
+    return OneCycleLR(optimizer, lr, total_steps=steps, pct_start=warm_up, cycle_momentum=momentum)
+
+
+def parameters_of(kind: type[Settings]) -> Callable[[Any], Any]:
+    """Complete a function's docstring by the settings of ``kind`` that it takes as keywords."""
+
+    def complete(function: Any) -> Any:
+        lines = ["", "    Settings", "    --------"]
+        for name, field in kind.model_fields.items():
+            default = "" if field.is_required() else f" (default {_written(field.default)})"
+            lines += [f"    {name}", f"        {field.description}{default}"]
+        function.__doc__ = f"{function.__doc__}{chr(10).join(lines)}\n"
+        return function
+
+    return complete
+
+
+def _written(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
