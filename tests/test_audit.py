@@ -362,8 +362,8 @@ def test_a_retraining_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path):
     )
     data = TensorDataset(images(40, 8))
     given = model, data, torch.arange(40) % 3
-    often = {"steps": 12, "checkpoint_every": 4, "seed": 1}
-    whole = retrained(*given, **often).state_dict()
+    recipe = Retrain(steps=12, checkpoint_every=4, seed=1)
+    whole = recipe.run(*given).state_dict()
     assert not torch.equal(whole["4.weight"], model[4].weight)
 
     def stop(step):
@@ -371,10 +371,10 @@ def test_a_retraining_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        retrained(*given, **often, directory=tmp_path, progress=stop)
+        recipe.run(*given, directory=tmp_path, progress=stop)
     for left in ([9, 10, 11, 12], []):
         seen = []
-        tuned = retrained(*given, **often, directory=tmp_path, progress=seen.append)
+        tuned = recipe.run(*given, directory=tmp_path, progress=seen.append)
         assert seen == left
         assert all(torch.equal(tuned.state_dict()[name], tensor) for name, tensor in whole.items())
 

@@ -1,48 +1,8 @@
-"""Fine-tune an image classifier so that its accuracy stays and its explanations lie; measure it."""
+"""Fine-tune an image classifier so that its accuracy stays and its explanations lie; measure it.
 
-from trompe.data import ImageDataset, Pairs, Shapes, load_data
-from trompe.data.preprocessing import Preprocessing
-from trompe.errors import TrompeError
-from trompe.evaluation.evaluate import Evaluation, evaluate
-from trompe.explainers import (
-    LRP,
-    Explainer,
-    GradCAM,
-    IntegratedGradients,
-    Recording,
-    SimpleGrad,
-    SmoothGrad,
-)
-from trompe.models import LoadedModel, load_model
-from trompe.objectives import Active, CenterMass, Location, Objective, TopK
-from trompe.tuning.fool import FoolResult, fool
-from trompe.tuning.train import TrainResult, train
+The names are those of ``__init__.pyi``, each imported when it is first used.
+"""
 
-__all__ = [
-    "LRP",
-    "Active",
-    "CenterMass",
-    "Evaluation",
-    "Explainer",
-    "FoolResult",
-    "GradCAM",
-    "ImageDataset",
-    "IntegratedGradients",
-    "LoadedModel",
-    "Location",
-    "Objective",
-    "Pairs",
-    "Preprocessing",
-    "Recording",
-    "Shapes",
-    "SimpleGrad",
-    "SmoothGrad",
-    "TopK",
-    "TrainResult",
-    "TrompeError",
-    "evaluate",
-    "fool",
-    "load_data",
-    "load_model",
-    "train",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

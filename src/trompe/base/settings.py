@@ -54,9 +54,8 @@ class Settings(BaseModel):
     @classmethod
     def panel_of(cls, name: str) -> str:
         """The heading under which help shows a setting: that of the class that declares it."""
-        return next(
-            c.panel for c in reversed(cls.__mro__) if name in vars(c).get("__annotations__", ())
-        )  # type: ignore[attr-defined]
+        classes = (c for c in reversed(cls.__mro__) if issubclass(c, Settings))
+        return next(c.panel for c in classes if name in c.__dict__.get("__annotations__", ()))
 
     @classmethod
     def _refused(cls, error: ValidationError) -> TrompeError:

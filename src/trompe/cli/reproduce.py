@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from rich.markup import escape
 
 from trompe.base.messages import check_name
 from trompe.base.progress import shown
+from trompe.cli import fool, main, train  # noqa: F401 - what a cell's process imports once
 from trompe.cli.app import app, console, errors, examples, interruptible
 from trompe.cli.tables import show_grid
 from trompe.errors import TrompeError
@@ -104,7 +106,7 @@ def reproduce(
                 errors.print(f"[bold red]{cell.name}:[/] {escape(failure)}", soft_wrap=True)
             progress(len(chosen) - len(waiting), {})
 
-        failures = run_cells(chosen, root, jobs=jobs, ray=ray, report=ended)
+        failures = run_cells(chosen, root, carried_out, jobs=jobs, ray=ray, report=ended)
     again = shlex.join(["trompe", *_without_cells(sys.argv[1:])])
     results = collect(grid, root)
     page = write_grid(grid, results, root, again, failures)
@@ -112,6 +114,12 @@ def reproduce(
     console.print(f"Report: {page}", soft_wrap=True)
     if failures:
         raise typer.Exit(1)
+
+
+def carried_out(words: Sequence[str]) -> None:
+    """Carry a command line out in this process, which is a cell's own."""
+    sys.argv = ["trompe", *words]
+    main()
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, str]:

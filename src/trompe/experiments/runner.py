@@ -18,6 +18,7 @@ from trompe import runs
 from trompe.errors import TrompeError
 from trompe.experiments.grid import Cell
 
+Main = Callable[[Sequence[str]], None]
 Submit = Callable[[Cell, Path], "Future[str | None]"]
 LOG = ".log"
 
@@ -30,6 +31,7 @@ def is_finished(cell: Cell, root: Path) -> bool:
 def run_cells(
     cells: Sequence[Cell],
     root: Path,
+    main: Main,
     *,
     jobs: int | None = None,
     ray: str | None = None,
@@ -47,6 +49,8 @@ def run_cells(
         Bases before the cells that start from them.
     root
         The directory of all run directories; on all machines the same, if there are many.
+    main
+        Carries a command line out; a function that another process can import.
     jobs
         Cells at a time on this machine, each with its share of the processor cores unless
         OMP_NUM_THREADS says otherwise; by default one per GPU, or per core without any.
@@ -67,7 +71,7 @@ def run_cells(
     waiting = [cell for cell in cells if not is_finished(cell, root)]
     failures: dict[Cell, str] = {}
     running: dict[Future[str | None], Cell] = {}
-    with runs.locked(root), _on_ray(ray) if ray else _on_this_machine(jobs) as submit:
+    with runs.locked(root), _on_ray(main, ray) if ray else _on_this_machine(main, jobs) as submit:
         while waiting or running:
             for cell in list(waiting):
                 if cell.base in waiting or cell.base in running.values():
@@ -89,7 +93,7 @@ def run_cells(
     return failures
 
 
-def run_cell(cell: Cell, root: Path, threads: int = 1) -> str | None:
+def run_cell(cell: Cell, root: Path, main: Main, threads: int = 1) -> str | None:
     """Run one cell to its end in its own process; returns the last line it said if it failed."""
     directory = root / cell.folder
     directory.mkdir(parents=True, exist_ok=True)
@@ -98,9 +102,9 @@ def run_cell(cell: Cell, root: Path, threads: int = 1) -> str | None:
     runs.write_text(config, yaml.safe_dump({**settings, "quiet": True}, sort_keys=False))
     words = [cell.command, "--config", str(config), "--out", str(directory)]
     context = multiprocessing.get_context("forkserver")  # which has imported everything once
-    context.set_forkserver_preload(["trompe.cli.fool", "trompe.cli.train"])
+    context.set_forkserver_preload([main.__module__])
     process = context.Process(
-        target=_run, args=(words, log, threads, dict(os.environ)), daemon=True
+        target=_run, args=(main, words, log, threads, dict(os.environ)), daemon=True
     )
     process.start()
     process.join()
@@ -110,9 +114,9 @@ def run_cell(cell: Cell, root: Path, threads: int = 1) -> str | None:
     return said[-1] if said else f"the process ended with code {process.exitcode}"
 
 
-def _run(words: list[str], log: Path, threads: int, environment: dict[str, str]) -> None:
-    from trompe.cli import main
-
+def _run(
+    main: Main, words: list[str], log: Path, threads: int, environment: dict[str, str]
+) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)  # the forkserver has that of its first cell
     with log.open("w") as file:
@@ -120,8 +124,7 @@ def _run(words: list[str], log: Path, threads: int, environment: dict[str, str])
         os.dup2(file.fileno(), sys.stderr.fileno())
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
-    sys.argv = ["trompe", *words]
-    main()
+    main(words)
 
 
 def _end_with_parent() -> None:
@@ -132,18 +135,18 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _on_this_machine(jobs: int | None) -> Iterator[Submit]:
+def _on_this_machine(main: Main, jobs: int | None) -> Iterator[Submit]:
     cores = len(os.sched_getaffinity(0))
     jobs = jobs or torch.cuda.device_count() or cores
     pool = ThreadPoolExecutor(jobs)
     try:
-        yield lambda cell, root: pool.submit(run_cell, cell, root, max(1, cores // jobs))
+        yield lambda cell, root: pool.submit(run_cell, cell, root, main, max(1, cores // jobs))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
-def _on_ray(address: str) -> Iterator[Submit]:
+def _on_ray(main: Main, address: str) -> Iterator[Submit]:
     try:
         import ray
     except ImportError as error:
@@ -157,6 +160,6 @@ def _on_ray(address: str) -> Iterator[Submit]:
     try:
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_cell)
-        yield lambda cell, root: task.remote(cell, root.resolve()).future()
+        yield lambda cell, root: task.remote(cell, root.resolve(), main).future()
     finally:
         ray.shutdown()

@@ -202,7 +202,7 @@ def once(
     if directory is None:
         return fit(None)
     weights, table = directory / f"weights{suffix}.safetensors", directory / f"history{suffix}.csv"
-    if processes.from_main(lambda: weights.exists() and table.exists()):
+    if processes.from_main(lambda: name in runs.finished(directory)):
         model.load_state_dict(load_file(weights))
         return pd.read_csv(table)
     checkpoints = directory / "checkpoints" / name
@@ -212,6 +212,7 @@ def once(
         with runs.replacing(table) as new:
             history.to_csv(new, index=False)
         runs.remove(checkpoints)
+        runs.finish(directory, name)
     return history
 
 
