@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from typer.main import get_command
 
 import trompe.cli.fool
-from trompe.cli import app
+from trompe.cli.app import command_of
 from trompe.cli.jobs import AuditJob, EvaluateJob, ExplainJob
 from trompe.explainers import parse_explainer
 from trompe.explainers.relevance.operations import RULES
@@ -59,14 +58,13 @@ def parsed(words):
     name, *rest = words
     if "--help" in rest:
         return {}
-    command = get_command(app).commands[name]
+    command = command_of(name)
     with command.make_context(name, list(rest)) as context:
         given = {k: v for k, v in context.params.items() if v not in (None, [], ())}
     config = given.pop("config_file", None)
     if name in CONFIGS and (config is None or Path(config).exists()):
         settings = read(CONFIGS[name], config, given).model_dump()
-        specs = (settings.get("explainer") or []) + (settings.get("eval_explainer") or [])
-        for spec in specs:
+        for spec in (*(settings.get("explainer") or ()), *(settings.get("eval_explainer") or ())):
             parse_explainer(spec)
         for spec in settings.get("objective") or []:
             parse_objective(spec)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from trompe.base.identity import file_digest
 from trompe.base.messages import did_you_mean
 from trompe.errors import TrompeError
 
@@ -108,8 +109,11 @@ def _module(target: str, is_file: bool) -> ModuleType:
 
 
 def _run(path: Path) -> ModuleType:
-    """Import a file that is in no package; dataclasses, for one, need it in sys.modules."""
-    loader = SourceFileLoader(f"trompe_own_{path.stem}", str(path))
+    """Import a file that is in no package; dataclasses, for one, need it in sys.modules.
+
+    The module's name tells what the file holds, so that what it defines is told apart by it.
+    """
+    loader = SourceFileLoader(f"trompe_own_{path.stem}_{file_digest(path)[:8]}", str(path))
     spec = spec_from_loader(loader.name, loader)
     assert spec is not None
     module = module_from_spec(spec)

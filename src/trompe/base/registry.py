@@ -52,8 +52,8 @@ class Registry(Mapping[str, Callable[..., T]]):
     def __getitem__(self, name: str) -> Callable[..., T]:
         entry = self._entries.get(name)
         if entry is None:
-            found: Callable[..., T] = self._installed[name].load()
-            return found
+            installed: Callable[..., T] = self._installed[name].load()
+            return specs.spelled(installed, name)
         if isinstance(entry, str):
             module, _, attribute = entry.partition(":")
             imported: Callable[..., T] = getattr(importlib.import_module(module), attribute)
@@ -82,7 +82,7 @@ class Registry(Mapping[str, Callable[..., T]]):
             raise TrompeError(f"There is a {self.kind} '{name}' already; choose another name.")
         if not name or set(name) & set(":,="):
             raise TrompeError(f"'{name}' can't name a {self.kind}; leave out colons and commas.")
-        self._entries[name] = factory
+        self._entries[name] = specs.spelled(factory, name)
 
     def build(self, text: str) -> T:
         """Make what ``NAME:option=value`` or ``path/file.py:Name:option=value`` describes.
@@ -98,11 +98,10 @@ class Registry(Mapping[str, Callable[..., T]]):
             check_name(self.kind, name, self)
             return specs.called(self.kind, name, self[name], rest)
         with code.imported(named) as (_, factory):
-            made = (
-                specs.called(self.kind, str(named), factory, named.rest)
-                if callable(factory)
-                else factory
-            )
+            made = factory
+            if not isinstance(factory, self.made):
+                factory = specs.spelled(factory, str(named))
+                made = specs.called(self.kind, str(named), factory, named.rest)
         if not isinstance(made, self.made):
             raise TrompeError(
                 f"'{named}' makes a {type(made).__name__}, not the {self.kind} that is asked for."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping
 from importlib.resources.abc import Traversable
@@ -55,7 +56,7 @@ class Settings(BaseModel):
     def panel_of(cls, name: str) -> str:
         """The heading under which help shows a setting: that of the class that declares it."""
         classes = (c for c in reversed(cls.__mro__) if issubclass(c, Settings))
-        return next(c.panel for c in classes if name in c.__dict__.get("__annotations__", ()))
+        return next(c.panel for c in classes if name in inspect.get_annotations(c))
 
     @classmethod
     def _refused(cls, error: ValidationError) -> TrompeError:

@@ -35,6 +35,8 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
     TrompeError
         If an option is unknown, missing, or not ``key=value``.
     """
+    if not callable(factory):
+        raise TrompeError(f"'{name}' makes no {kind}; name a class or function that does.")
     options: dict[str, Any] = {}
     for item in _COMMA.split(rest) if rest else []:
         key, equals, value = item.partition("=")
@@ -67,11 +69,20 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
     return factory(**options)
 
 
+def spelled(factory: Callable[..., T], name: str) -> Callable[..., T]:
+    """Let what a class makes be written by the name that the class was found by."""
+    if isinstance(factory, type) and getattr(factory, "name", None) != name:
+        factory.spelling = name  # type: ignore[attr-defined]
+    return factory
+
+
 def text(name: str, described: Any) -> str:
     """The text that `called` reads back as the dataclass ``described``, for people and for YAML.
 
-    A tensor is named by a digest; text can't hold it.
+    A tensor is named by a digest; text can't hold it. What is not made by its own name is called by
+    that which made it.
     """
+    name = getattr(described, "spelling", name)
     options = []
     for field in fields(described):
         value = getattr(described, field.name)

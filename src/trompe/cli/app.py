@@ -64,8 +64,13 @@ class Commands(TyperGroup):
             return super().resolve_command(ctx, args)
         if name not in IN_SEVERAL_PROCESSES and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise TrompeError(f"trompe {name} runs in one process; start it without a launcher.")
-        importlib.import_module(f"trompe.cli.{COMMANDS[name]}")
-        return name, typer.main.get_group(app).commands[name], args[1:]
+        return name, command_of(name), args[1:]
+
+
+def command_of(name: str) -> Any:
+    """A command itself, its module imported."""
+    importlib.import_module(f"trompe.cli.{COMMANDS[name]}")
+    return typer.main.get_group(app).commands[name]
 
 
 def _about(name: str) -> str:

@@ -34,7 +34,7 @@ from trompe.models.call import class_count, placed
 from trompe.objectives import Location, Objective
 from trompe.tuning.accelerator import accelerating
 from trompe.tuning.budget import walk_back
-from trompe.tuning.loop import Batches, OnStep, once, optimise
+from trompe.tuning.loop import Batches, OnStep, architecture, once, optimise, restored
 from trompe.tuning.loss import Keep, StepLoss
 from trompe.tuning.recipe import (
     Explainers,
@@ -86,6 +86,41 @@ class FoolResult:
     control_history: pd.DataFrame | None
     evaluation: Evaluation | None
     run_dir: Path | None
+
+    @classmethod
+    def load(cls, directory: str | Path, model: nn.Module | None = None) -> FoolResult:
+        """Read the run that a directory holds.
+
+        Parameters
+        ----------
+        directory
+            The run directory, whose fine-tuning is finished.
+        model
+            A model of the same architecture; None for the one that the directory names, unless
+            that asks for code to be run.
+
+        Raises
+        ------
+        TrompeError
+            If the run is not finished, or the model is not known.
+        """
+        directory = Path(directory)
+        done = runs.finished(directory)
+        if "fool" not in done:
+            raise TrompeError(f"'{directory}' holds no finished lie; run its command again first.")
+        manipulated = architecture(directory, model)
+        control, control_history = None, None
+        if "control" in done:
+            control = architecture(directory, model)
+            control_history = restored(control, directory, "-control")
+        return cls(
+            manipulated,
+            control,
+            restored(manipulated, directory),
+            control_history,
+            Evaluation.load(directory / "evaluation") if "evaluation" in done else None,
+            directory,
+        )
 
 
 class Fool(Tuning):

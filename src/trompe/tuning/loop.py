@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from trompe import runs
 from trompe.base import processes
+from trompe.base.code import written_by_others
 from trompe.base.progress import shown
 from trompe.data.kept import Kept
 from trompe.errors import TrompeError
-from trompe.models import save_weights
+from trompe.models import load_model, save_weights
 
 WINDOW = 50
 
@@ -203,8 +205,7 @@ def once(
         return fit(None)
     weights, table = directory / f"weights{suffix}.safetensors", directory / f"history{suffix}.csv"
     if processes.from_main(lambda: name in runs.finished(directory)):
-        model.load_state_dict(load_file(weights))
-        return pd.read_csv(table)
+        return restored(model, directory, suffix)
     checkpoints = directory / "checkpoints" / name
     history = fit(checkpoints)
     if processes.is_main():
@@ -214,6 +215,29 @@ def once(
         runs.remove(checkpoints)
         runs.finish(directory, name)
     return history
+
+
+def restored(model: nn.Module, directory: Path, suffix: str = "") -> pd.DataFrame:
+    """Give ``model`` the weights that a finished fine-tuning left; its history."""
+    model.load_state_dict(load_file(directory / f"weights{suffix}.safetensors"))
+    return pd.read_csv(directory / f"history{suffix}.csv")
+
+
+def architecture(directory: Path, model: nn.Module | None) -> nn.Module:
+    """A copy of ``model``, or the model that a run directory's config names.
+
+    Raises
+    ------
+    TrompeError
+        If the config names none, or one whose code would be run.
+    """
+    if model is not None:
+        return copy.deepcopy(model)
+    config = runs.config_of(directory)
+    if "model" not in config:
+        raise TrompeError(f"'{directory}' does not say which model it is of; give it as model.")
+    with written_by_others(f"'{directory / runs.CONFIG}'"):
+        return load_model(config["model"], "random", config.get("num_classes")).model
 
 
 class _History:

@@ -26,7 +26,7 @@ from trompe.evaluation.accuracy import accuracy
 from trompe.metrics import in_top
 from trompe.models.call import class_count, logits_of, placed
 from trompe.tuning.accelerator import accelerating
-from trompe.tuning.loop import Batches, Loss, OnStep, once, optimise
+from trompe.tuning.loop import Batches, Loss, OnStep, architecture, once, optimise, restored
 from trompe.tuning.recipe import Tuning, parameters_of, scheduler
 
 
@@ -38,6 +38,17 @@ class TrainResult:
     history: pd.DataFrame
     top1: tuple[float, float, float] | None
     run_dir: Path | None
+
+    @classmethod
+    def load(cls, directory: str | Path, model: nn.Module | None = None) -> TrainResult:
+        """Read the run that a directory holds; parameters and errors as `FoolResult.load`."""
+        directory = Path(directory)
+        if "train" not in runs.finished(directory):
+            raise TrompeError(f"'{directory}' holds no trained model; run its command again first.")
+        trained = architecture(directory, model)
+        measured = directory / "accuracy.json"
+        top1 = tuple(json.loads(measured.read_text()).values()) if measured.exists() else None
+        return cls(trained.eval(), restored(trained, directory), top1, directory)
 
 
 class Train(Tuning):

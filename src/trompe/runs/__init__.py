@@ -1,0 +1,41 @@
+"""Run directories: their only reader and writer."""
+
+from trompe.runs.directory import (
+    CONFIG,
+    ENVIRONMENT,
+    SCHEMA,
+    STATUS,
+    array,
+    config_of,
+    environment_of,
+    finish,
+    finished,
+    locked,
+    opened,
+    remove,
+    replacing,
+    require_space,
+    unfinished,
+    write_text,
+    writing,
+)
+
+__all__ = [
+    "CONFIG",
+    "ENVIRONMENT",
+    "SCHEMA",
+    "STATUS",
+    "array",
+    "config_of",
+    "environment_of",
+    "finish",
+    "finished",
+    "locked",
+    "opened",
+    "remove",
+    "replacing",
+    "require_space",
+    "unfinished",
+    "write_text",
+    "writing",
+]
