@@ -3,11 +3,8 @@
 from collections.abc import Iterator
 from textwrap import dedent
 
-from typer.main import get_command
-
 from trompe.catalogue import entries
-from trompe.cli import app
-from trompe.cli.app import COMMANDS, EXIT_CODES
+from trompe.cli.app import COMMANDS, EXIT_CODES, command_of
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -19,9 +16,8 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def _commands() -> Iterator[str]:
-    known = get_command(app).commands
     for name in COMMANDS:
-        command = known[name]
+        command = command_of(name)
         yield f"## trompe {name}\n\n{command.help}\n"
         heading, _, examples = command.epilog.strip().partition("\n")
         yield f"{heading}\n\n```sh\n{dedent(examples)}\n```\n"

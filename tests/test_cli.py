@@ -23,13 +23,11 @@ from filelock import FileLock
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from typer.main import get_command
 
 from tests.runs import make_run
 from tests.test_docs import parsed
 from trompe import Shapes, load_model
-from trompe.cli import app
-from trompe.cli.app import EXIT_CODES
+from trompe.cli.app import COMMANDS, EXIT_CODES, command_of
 from trompe.models import save_weights
 from trompe.models.embedded import packaged_weights
 from trompe.tuning.job import FoolJob
@@ -378,7 +376,7 @@ def test_interrupted_it_says_how_to_go_on(tmp_path):
 
 EXAMPLES = {
     name: re.findall(r"^  (trompe (?:.*\\\n)*.*)$", command.epilog, re.MULTILINE)
-    for name, command in get_command(app).commands.items()
+    for name, command in ((name, command_of(name)) for name in COMMANDS)
 }
 
 

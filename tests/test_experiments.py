@@ -16,6 +16,7 @@ from torchvision.models import DenseNet121_Weights, densenet121
 
 from tests.runs import IMAGE
 from trompe import TrompeError
+from trompe.cli.reproduce import carried_out
 from trompe.experiments import load_grid, run_cells
 
 LAYERS = {
@@ -276,6 +277,7 @@ class TestRunner:
         failures = run_cells(
             grid.chosen(["passive"], ["*-two"]),
             tmp_path / "runs",
+            carried_out,
             jobs=1,
             report=lambda cell, failure: ended.update({cell.name: failure}),
         )
@@ -286,7 +288,7 @@ class TestRunner:
     def test_weights_can_be_given_instead_of_a_base(self, small, tmp_path):
         grid = load_grid(str(small), bases={"two": "mine.safetensors"})
         (cell,) = grid.chosen(["passive"], ["*-two"])
-        assert cell.config(tmp_path).weights == "mine.safetensors"
+        assert cell.job(tmp_path).weights == "mine.safetensors"
 
     def test_on_a_ray_cluster_of_two_workers(self, trompe, small, tmp_path):
         from ray.cluster_utils import Cluster
@@ -341,7 +343,7 @@ class TestErrors:
             ({"control": {"cells": {"three": {}}}}, r"There is no network 'three'; choose from"),
             (
                 {"settings": SMALL["settings"] | {"step": 2}},
-                r"There is no setting 'step'; known are model",
+                r"There is no setting 'step'; known are seed, device, quiet",
             ),
             (
                 {"passive": {"cells": {"locaton": {"grad-cam": {"one": {"steps": 1}}}}}},

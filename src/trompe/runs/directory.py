@@ -247,7 +247,8 @@ def require_space(directory: Path, model: nn.Module, copies: int) -> None:
     TrompeError
         If there is no room for so many copies of the model's weights.
     """
-    needed = copies * sum(tensor.nbytes for tensor in model.state_dict().values())
+    state = model.state_dict().values()
+    needed = copies * sum(one.nbytes for one in state if isinstance(one, torch.Tensor))
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise TrompeError(
