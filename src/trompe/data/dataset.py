@@ -12,7 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trompe.data.preprocessing import Preprocessing, to_rgb
+from trompe.data.preprocessing import Preprocessing
+from trompe.data.reader import to_rgb
 from trompe.errors import TrompeError
 
 if TYPE_CHECKING:

@@ -8,17 +8,17 @@ from typing import cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from trompe.data.reader import to_grey, to_rgb
 from trompe.errors import TrompeError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
-_ALPHA_MODES = ("RGBA", "RGBa", "LA", "PA")
 _LOG_RATIO = log(4 / 3)
 
 
@@ -93,7 +93,8 @@ class Preprocessing:
 
     def mask(self, mask: Image.Image) -> Tensor:
         """Return `mask` resized and cropped as the image it belongs to, [crop, crop] bool."""
-        return cast(Tensor, F.pil_to_tensor(self._framed(mask.convert("L"))))[0] >= 128
+        grey = Image.fromarray((to_grey(mask) * 255).round().astype(np.uint8))
+        return cast(Tensor, F.pil_to_tensor(self._framed(grey)))[0] >= 128
 
     def denormalise(self, images: Tensor) -> Tensor:
         """Return normalised `images` [..., 3, H, W] with values in [0, 1] again."""
@@ -112,32 +113,6 @@ class Preprocessing:
     def _tensor(self, image: Image.Image) -> Tensor:
         pixels = F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
         return cast(Tensor, F.normalize(pixels, list(self.mean), list(self.std)))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return `image` upright and in RGB.
-
-    The EXIF orientation is applied; transparent parts are laid over white; 16-bit greys keep
-    their upper 8 bits.
-
-    Raises
-    ------
-    TrompeError
-        If the pixels are floating-point numbers, whose range nobody knows.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise TrompeError(
-            "An image with floating-point pixels has no known range; save it with 8 bits."
-        )
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
 
 
 def _random_box(
