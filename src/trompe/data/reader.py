@@ -42,8 +42,8 @@ def to_grey(image: Image.Image) -> NDArray[np.float32]:
         As `to_rgb`.
     """
     if image.mode.startswith("I"):
-        return _sixteen_bits(image, ground=0).astype(np.float32) / 65535
-    return np.asarray(_flat(image, "black").convert("L"), np.float32) / 255
+        return _sixteen_bits(image, ground=0).astype(np.float32) / np.float32(65535)
+    return np.asarray(_flat(image, "black").convert("L"), np.float32) / np.float32(255)
 
 
 def read_mask(path: Path) -> Tensor:
