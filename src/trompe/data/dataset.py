@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trompe.base.identity import fingerprint
 from trompe.data.preprocessing import Preprocessing
 from trompe.data.reader import to_rgb
 from trompe.errors import TrompeError
@@ -26,7 +31,8 @@ class Source(ABC):
     classes: tuple[str, ...]
     labels: Tensor
     has_masks = False
-    generated = False
+    generated = False  # drawn, not read, so that nothing in it can be broken
+    mapped = False  # whether it is known which of a model's outputs the classes are
 
     @abstractmethod
     def open(self, row: int) -> Image.Image:
@@ -35,6 +41,12 @@ class Source(ABC):
     @abstractmethod
     def name(self, row: int) -> str:
         """Return what people call the row."""
+
+    def content(self, row: int) -> Any:
+        """Return what tells the picture of a row from others: its file, bytes, or pixels."""
+        with self.open(row) as image:
+            pixels = to_rgb(image)
+        return pixels.size, pixels.tobytes()
 
     def mask(self, row: int) -> Image.Image:
         """Return the object's mask, white on black, of the picture's size."""
@@ -64,7 +76,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     ----------
     labels : Tensor
         Class of every image, [len] int64.
+    uniform : bool
+        True: all items are known to be images of one size with a class.
     """
+
+    uniform = True
 
     def __init__(
         self,
@@ -85,9 +101,31 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.skipped = tuple(skipped)
 
     @property
+    def fingerprint(self) -> str:
+        """A digest of all that decides the items: files, labels, order, preprocessing, crops."""
+        preprocessing = replace(self.preprocessing, classes=())
+        crops = self.seed if self.augmented else None
+        return fingerprint(self._contents, self.labels, preprocessing, crops)
+
+    @cached_property
+    def _contents(self) -> str:
+        """A digest of the pictures in their order."""
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            parts = np.array_split(self.rows, len(self) // 64 + 1)
+            return fingerprint([*threads.map(self._content, parts)])
+
+    def _content(self, rows: NDArray[np.int64]) -> str:
+        return fingerprint([self.source.content(row) for row in rows.tolist()])
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their indices."""
         return self.source.classes
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the classes are known to be these outputs of the model."""
+        return self.source.mapped
 
     @property
     def has_masks(self) -> bool:

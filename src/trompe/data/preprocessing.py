@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, log, sqrt
 from typing import cast
 
@@ -37,7 +37,10 @@ class Preprocessing:
     interpolation : str
         ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``, antialiased.
     min_area : float
-        Smallest share of the image that a random crop of `augment` keeps, in (0, 1].
+        Smallest share of the image that a random crop of `augment` keeps, in (0, 1]. 0.08 suits
+        photographs; of images of 32 or 64 pixels, keep 0.6 or more.
+    classes : tuple of str
+        Names of the model's outputs, in their order, where they are known.
 
     Raises
     ------
@@ -51,6 +54,7 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: str = "bilinear"
     min_area: float = 0.08
+    classes: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize:
