@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from trompe.data import SHAPES_PREPROCESSING, Pairs, Shapes, load_data
+from trompe.data import SHAPES_PREPROCESSING, SOURCES, Pairs, Shapes, load_data
 from trompe.data.classes import imagenet_classes
 from trompe.data.images import check_labels
 from trompe.data.load import balanced_rows
@@ -841,3 +841,112 @@ def test_cifar():
     dataset = load_data(REAL / "cifar10" / "test*.parquet", SMALL, limit=200)
     assert dataset.labels.bincount().tolist() == [20] * 10
     assert dataset[0][0].shape == (3, 12, 12)
+
+
+# Sources of one's own
+
+
+OWN = """
+import torch
+from PIL import Image
+from trompe.data import Source
+
+class Greys(Source):
+    classes = ("dark", "bright")
+
+    def __init__(self, size=4, step=10):
+        self.labels = torch.arange(size) % 2
+        self.step = step
+
+    def open(self, row):
+        return Image.new("RGB", (20, 16), (self.step * row + 100 * (row % 2),) * 3)
+
+    def name(self, row):
+        return f"grey {row}"
+
+class Pictures:
+    classes = ["dark", "bright"]
+    targets = [0, 1, 1]
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return Image.new("L", (20, 16), 80 * index), self.targets[index]
+
+def tensors(size=4, grow=0):
+    sides = [12 + grow * i for i in range(size)]
+    return [(torch.full((3, side, side), i / 10), i % 3) for i, side in enumerate(sides)]
+
+def dicts():
+    return [{"image": 0}]
+
+number = 7
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN)
+    return "mine.py"
+
+
+@pytest.mark.parametrize("name", ["mine.py", "mine"])
+def test_a_source_of_ones_own_is_used_like_any_other(own, name):
+    dataset = load_data(f"{name}:Greys:size=6,step=20", SMALL, augment=True)
+    assert dataset.labels.tolist() == [0, 1] * 3
+    assert dataset.classes == ("dark", "bright")
+    assert torch.equal(dataset[3][0], SMALL(Image.new("RGB", (20, 16), (160,) * 3)))
+    assert dataset[3, 0][0].shape == (3, 12, 12)
+    assert len(load_data(f"{name}:Greys", SMALL, limit=2)) == 2
+    assert len(Pairs(dataset, 0, 1)) == 3
+    named = Preprocessing(resize=16, crop=12, classes=("other", "Bright", "Dark"))
+    assert load_data(f"{name}:Greys", named).labels.tolist() == [2, 1, 2, 1]
+    prints = {load_data(f"{name}:Greys:step={step}", SMALL).fingerprint for step in (10, 20)}
+    assert len(prints) == 2
+
+
+def test_data_sets_of_pictures_and_of_tensors_of_ones_own(own):
+    pictures = load_data("mine.py:Pictures", SMALL)
+    assert pictures.labels.tolist() == [0, 1, 1]
+    assert pictures.classes == ("dark", "bright")
+    assert torch.equal(pictures[2][0], SMALL(Image.new("L", (20, 16), 160)))
+    assert pictures.name(2) == "mine.py:Pictures, item 2"
+    tensors = load_data("mine.py:tensors:size=5", SMALL, class_map={"0": 5, "1": 1, "2": 0})
+    assert tensors.labels.tolist() == [5, 1, 0, 5, 1]
+    assert torch.equal(tensors[3][0], torch.full((3, 12, 12), 0.3))
+    shown = SMALL.denormalise(tensors[3][0]).mul(255)
+    assert np.abs(np.asarray(tensors.picture(3)).transpose(2, 0, 1) - shown.numpy()).max() <= 1
+    prints = {load_data(f"mine.py:tensors:size={n}", SMALL).fingerprint for n in (4, 5)}
+    assert len(prints) == 2
+
+
+def test_registered_sources(own, monkeypatch):
+    monkeypatch.setattr(SOURCES, "_entries", {})
+    SOURCES.register("two-shapes", lambda: Shapes(size=2))
+    assert load_data("two-shapes", SHAPES_PREPROCESSING).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("mine.py", "mine.py needs the name of its class or function: mine.py:NAME"),
+        ("mine.py:Grey", r"names no class or function \(did you mean Greys\?\)"),
+        ("mine.py:Greys:sise=3", "data source 'mine.py:Greys' has no option 'sise'; it takes size"),
+        ("mine.py:dicts", "Item 0 of the data is a dict of image; expected a data set"),
+        ("mine.py:number", "The data is a int, which can't be indexed or has no length"),
+        ("mine.py:tensors:grow=1", "images of the data have several sizes"),
+        ("mine.py:tensors:size=0", "mine.py:tensors:size=0 makes a data set without items"),
+        ("their.py:Greys", "'their.py' cannot be imported"),
+        ("shape:train", r"no folder or file shape:train; did you mean"),
+    ],
+)
+def test_sources_that_cannot_be_used(own, spec, message):
+    with pytest.raises(TrompeError, match=message):
+        load_data(spec, SMALL)
+
+
+def test_a_folder_may_be_called_like_code(own, tmp_path):
+    root = make_folder(tmp_path / "mine.py:Greys", {"cat": 1, "dog": 1})
+    assert load_data(root, SMALL).classes == ("cat", "dog")

@@ -433,8 +433,7 @@ def test_weights_are_found_wherever_they_are_and_however_they_are_called(
 def test_weights_of_real_wrappers_are_found(weights: Callable[..., Path]) -> None:
     model = load_model(f"{UNSEEN}:unseen", "random", seed=3).model
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    wrapped = (nn.DataParallel(model), torch.compile(model), torch.compile(nn.DataParallel(model)))
-    for wrapper in wrapped:
+    for wrapper in (nn.DataParallel(model), torch.compile(model)):
         path = weights(wrapper.state_dict())
         assert same(load_model(f"{UNSEEN}:unseen", path).model.state_dict(), state)
     path = weights(AveragedModel(model).state_dict())

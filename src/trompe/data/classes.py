@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
 from trompe.base.messages import listed
 from trompe.data.dataset import Source
@@ -47,6 +48,10 @@ class Mapped(Source):
     def open(self, row: int) -> Image.Image:
         """Return the picture of a row."""
         return self.source.open(row)
+
+    def prepared(self, row: int) -> Tensor | None:
+        """Return the row's image as the model takes it, where there is no picture."""
+        return self.source.prepared(row)
 
     def content(self, row: int) -> Any:
         """Return what tells the picture of a row from others."""

@@ -26,7 +26,17 @@ if TYPE_CHECKING:
 
 
 class Source(ABC):
-    """Where pictures come from: labelled rows, each decoded only when asked for."""
+    """Where pictures come from: labelled rows, each decoded only when asked for.
+
+    One of your own has `classes`, `labels`, `open` and `name`.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        Names of the classes, in the order of their indices.
+    labels : Tensor
+        Class of every row, [rows] int64.
+    """
 
     classes: tuple[str, ...]
     labels: Tensor
@@ -36,7 +46,11 @@ class Source(ABC):
 
     @abstractmethod
     def open(self, row: int) -> Image.Image:
-        """Return the picture of a row, in any mode, possibly not decoded yet."""
+        """Return the picture of a row, opened anew, in any mode, possibly not decoded yet."""
+
+    def prepared(self, row: int) -> Tensor | None:
+        """Return the row's image as the model takes it, where there is no picture to prepare."""
+        return None
 
     @abstractmethod
     def name(self, row: int) -> str:
@@ -140,7 +154,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             index, epoch = index
             image = self._augmented(index, epoch)
         else:
-            image = self.preprocessing(self.picture(index))
+            ready = self.source.prepared(self._row(index))
+            image = self.preprocessing(self.picture(index)) if ready is None else ready
         return image, int(self.labels[index])
 
     def picture(self, index: int) -> Image.Image:

@@ -83,10 +83,10 @@ def check_labels(data: Images, count: int) -> None:
         As `check_images`, or if a label is no whole number or out of range.
     """
     items = _items(data)
-    labels = _labels(data)
+    labels = known_labels(data)
     if labels is None:
         labels = [label for _, label in items.values()]
-    numbers = _whole(labels)
+    numbers = as_classes(labels)
     for number in (numbers.min(initial=0), numbers.max(initial=0)):
         check_class(int(number), count, "the data's labels")
     known = len(getattr(data, "classes", range(count)))
@@ -112,7 +112,9 @@ def fingerprint_of(data: Any) -> str:
         return fingerprint("subset", fingerprint_of(data.dataset), list(data.indices))
     if isinstance(data, TensorDataset):
         return fingerprint("tensors", data.tensors)
-    return fingerprint(type(data), len(data), _labels(data), [data[row] for row in _rows(data)])
+    return fingerprint(
+        type(data), len(data), known_labels(data), [data[row] for row in _rows(data)]
+    )
 
 
 def in_turn(
@@ -218,12 +220,12 @@ def _described(thing: Any) -> str:
     return f"{type(thing).__name__} {thing!r:.60}"
 
 
-def _labels(data: Any) -> Any:
+def known_labels(data: Any) -> Any:
     """All labels, where they can be had without the images."""
     if isinstance(data, TensorDataset):
         return data.tensors[1]
     if isinstance(data, Subset):
-        labels = _labels(data.dataset)
+        labels = known_labels(data.dataset)
         return None if labels is None else [labels[i] for i in data.indices]
     for name in ("labels", "targets"):
         given: Any = getattr(data, name, None)
@@ -232,8 +234,14 @@ def _labels(data: Any) -> Any:
     return None
 
 
-def _whole(labels: Any) -> np.ndarray[Any, Any]:
-    """The labels as an array of whole numbers."""
+def as_classes(labels: Any) -> np.ndarray[Any, Any]:
+    """The labels as an array of whole numbers.
+
+    Raises
+    ------
+    TrompeError
+        If one of them is something else.
+    """
     one_type = isinstance(labels, Tensor | np.ndarray)
     for row, label in enumerate(labels[:1] if one_type else labels):
         if not _is_whole(label):

@@ -19,6 +19,7 @@ from trompe.data.classes import mapped
 from trompe.data.dataset import ImageDataset, Source
 from trompe.data.files import Files, images_in
 from trompe.data.folder import Folder
+from trompe.data.own import SOURCES, is_own, read_own
 from trompe.data.preprocessing import Preprocessing
 from trompe.data.shapes import ShapesSource
 from trompe.errors import TrompeError
@@ -52,7 +53,9 @@ def load_data(
         them in the Hugging Face image layout, or a folder that `datasets` wrote by
         ``save_to_disk``; ``hf:NAME`` or ``hf:NAME:SPLIT`` (the split is ``train`` by default);
         ``shapes``, ``shapes:train``, ``shapes:validation`` or
-        ``shapes:held-out``, the embedded set (``./shapes`` is a folder).
+        ``shapes:held-out``, the embedded set (``./shapes`` is a folder);
+        ``path/file.py:Name``, ``package.module:Name`` or a registered name, code that makes a
+        `Source` or a dataset and is run.
     preprocessing : Preprocessing
         What every picture goes through.
     limit : int, optional
@@ -87,7 +90,7 @@ def load_data(
         raise TrompeError(f"The seed is {seed}; choose 0 or more.")
     if corrupt not in ("refuse", "skip"):
         raise TrompeError(f"corrupt is {corrupt!r}; choose 'refuse' or 'skip'.")
-    source = mapped(_source(str(spec), labelled), preprocessing.classes, class_map)
+    source = mapped(_source(str(spec), preprocessing, labelled), preprocessing.classes, class_map)
     dataset = ImageDataset(
         source,
         preprocessing,
@@ -161,7 +164,7 @@ def unreadable(dataset: ImageDataset) -> dict[int, str]:
         return {i: fault for part in threads.map(faults, parts) for i, fault in part.items()}
 
 
-def _source(spec: str, labelled: bool) -> Source:
+def _source(spec: str, preprocessing: Preprocessing, labelled: bool) -> Source:
     """Open what `spec` names; `datasets`, slow to import, only where it is needed."""
     kind, _, name = spec.partition(":")
     if kind == "shapes":
@@ -175,6 +178,8 @@ def _source(spec: str, labelled: bool) -> Source:
         if _is_saved(Path(name)):
             return read_saved(Path(name), split or None, labelled)
         return read_hub(name, split or "train", labelled)
+    if is_own(spec):
+        return read_own(spec, preprocessing)
     path = Path(spec).expanduser()
     try:
         if _is_saved(path):
@@ -210,6 +215,8 @@ def _parquet_files(path: Path) -> list[Path]:
             )
         return files
     if path.is_file():
+        if path.suffix == ".py":
+            raise TrompeError(f"{path} needs the name of its class or function: {path}:NAME.")
         if path.suffix != ".parquet":
             raise TrompeError(
                 f"{path} is a single file but not parquet; give a folder of images in one "
@@ -227,6 +234,6 @@ def _parquet_files(path: Path) -> list[Path]:
 
 def _advice(path: Path) -> str:
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    if close := get_close_matches(path.name, [*beside, "shapes"]):
+    if close := get_close_matches(path.name.partition(":")[0], [*beside, "shapes", *SOURCES]):
         return f"did you mean {' or '.join(close)}?"
-    return "give a folder of images, parquet files, hf:NAME or shapes."
+    return "give a folder of images, parquet files, hf:NAME or shapes, or path/file.py:NAME."
