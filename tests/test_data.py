@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 import warnings
 from collections import Counter
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from trompe.data import SHAPES_PREPROCESSING, Pairs, Shapes, load_data
+from trompe.data import SHAPES_PREPROCESSING, SOURCES, Pairs, Shapes, load_data
+from trompe.data.classes import imagenet_classes
+from trompe.data.images import check_labels
 from trompe.data.load import balanced_rows
 from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
@@ -375,6 +378,79 @@ def test_labels_missing_or_out_of_range(tmp_path, labels, message):
         load_data(tmp_path, SMALL)
 
 
+def write_table(file: Path, labels: object, column: str = "label") -> Path:
+    images = [encoded(photo(i)) for i in range(len(labels))]
+    pq.write_table(pa.table({"image": images, column: labels}), file)
+    return file
+
+
+TEXTS = ["10", "9", "0", "11", "2", "2"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        TEXTS,
+        [f"{text}.0" for text in TEXTS],
+        [f" {text.zfill(3)}" for text in TEXTS],
+        pa.array(TEXTS, pa.large_string()),
+        pa.array(TEXTS, pa.string_view()),
+        pa.array(TEXTS).dictionary_encode(),
+        pa.array([*map(int, TEXTS)], pa.uint8()),
+        pa.array([*map(int, TEXTS)], pa.uint64()),
+        pa.array([*map(int, TEXTS)], pa.int16()).dictionary_encode(),
+    ],
+    ids=["text", "decimals", "zeros", "large", "view", "categories", "uint8", "uint64", "int16"],
+)
+def test_labels_that_are_numbers_mean_these_numbers(tmp_path, labels):
+    dataset = load_data(write_table(tmp_path / "a.parquet", labels), SMALL)
+    assert dataset.labels.tolist() == [10, 9, 0, 11, 2, 2]
+    assert dataset.classes == tuple(map(str, range(12)))
+
+
+def test_categories_of_text_are_names(tmp_path):
+    labels = pa.array(["b", "a", "10", "b"]).dictionary_encode()
+    dataset = load_data(write_table(tmp_path / "a.parquet", labels), SMALL)
+    assert dataset.classes == ("10", "a", "b")
+    assert dataset.labels.tolist() == [2, 1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([True, False], "column 'class', the labels of a.parquet are bool; expected whole"),
+        ([[0], [1]], "column 'class', the labels of a.parquet are list<"),
+        ([{"a": 1}, {"a": 2}], "column 'class', the labels of a.parquet are struct<"),
+        ([b"a", b"b"], "column 'class', the labels of a.parquet are binary"),
+        (pa.array([1, 2]).cast(pa.decimal128(20, 1)), "are decimal128"),
+        (pa.array([1, 2]).cast(pa.timestamp("s")), "are timestamp"),
+        (["0", "-1"], r"1 of 2 rows have no label \(the first: a.parquet, row 1\)"),
+        ([0, 20260101], r"1 of 2 rows have a label above 1,000,000 \(the first: a.parquet, row 1"),
+        (pa.array([0, 2**64 - 1], pa.uint64()), "1 of 2 rows have no label"),
+    ],
+)
+def test_columns_that_hold_no_classes_are_named(tmp_path, labels, message):
+    with pytest.raises(TrompeError, match=message):
+        load_data(write_table(tmp_path / "a.parquet", labels, "class"), SMALL)
+
+
+def test_folders_called_by_numbers_are_in_their_order(tmp_path):
+    root = make_folder(tmp_path / "digits", {str(i): 1 for i in range(12)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = load_data(root, SMALL)
+    assert [dataset.name(i) for i in range(12)] == [f"{i}/0.png" for i in range(12)]
+    assert dataset.classes == tuple(map(str, range(12)))
+    some = make_folder(tmp_path / "some", {"2": 1, "9": 2, "10": 1})
+    with pytest.warns(UserWarning, match=r"numbers, but not those from 0 to 2.*class 0 is '2', 1"):
+        dataset = load_data(some, SMALL)
+    assert dataset.classes == ("2", "9", "10")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = load_data(some, SMALL, class_map={"2": 2, "9": 9, "10": 10})
+    assert dataset.labels.tolist() == [2, 9, 9, 10]
+
+
 def test_files_of_different_datasets_and_splits_are_refused(tmp_path):
     make_parquet(tmp_path / "train-0.parquet", [0, 1])
     make_parquet(tmp_path / "validation-0.parquet", [0, 1])
@@ -412,6 +488,169 @@ def test_hub_datasets_by_split(tmp_path):
         load_data(f"hf:{tmp_path}:valid", SMALL)
     with pytest.raises(TrompeError, match=r"nothing:train can't be loaded \(.*nothing"):
         load_data(f"hf:{tmp_path}/nothing", SMALL)
+
+
+def saved(folder: Path, labels: dict[str, list[int]]) -> Path:
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    parts = {
+        split: datasets.Dataset.from_dict(
+            {"image": [photo(i) for i in range(len(found))], "label": found}, features
+        )
+        for split, found in labels.items()
+    }
+    datasets.disable_progress_bars()
+    data = parts.get("", datasets.DatasetDict(parts))
+    data.with_format("torch").save_to_disk(folder)
+    datasets.enable_progress_bars()
+    return folder
+
+
+def test_a_dataset_that_was_saved_to_disk(tmp_path):
+    root = saved(tmp_path / "saved", {"": [0, 1, 1]})
+    for spec in (root, f"hf:{root}"):
+        dataset = load_data(spec, SMALL)
+        assert dataset.classes == ("a", "b")
+        assert dataset.labels.tolist() == [0, 1, 1]
+        assert dataset.name(1) == "saved, row 1"
+        assert torch.equal(dataset[2][0], SMALL(photo(2)))
+    with pytest.raises(TrompeError, match=r"saved holds one dataset without splits; leave out ':t"):
+        load_data(f"hf:{root}:test", SMALL)
+
+
+def test_splits_that_were_saved_to_disk(tmp_path):
+    root = saved(tmp_path / "saved", {"train": [0, 1, 1], "test": [1]})
+    for spec in (root / "test", f"hf:{root}:test"):
+        assert load_data(spec, SMALL).labels.tolist() == [1]
+    for spec in (root, f"hf:{root}", f"hf:{root}:valid"):
+        with pytest.raises(TrompeError, match=r"holds the splits train, test; name one of them"):
+            load_data(spec, SMALL)
+    assert len(load_data(saved(tmp_path / "one", {"train": [0, 1]}), SMALL)) == 2
+
+
+@pytest.mark.parametrize("spec", ["{}", "{}/a.parquet", "hf:{}"])
+def test_a_table_replaced_under_the_same_time_stamp_is_read_anew(tmp_path, spec):
+    file = make_parquet(tmp_path / "a.parquet", [0, 0, 1])
+    before = load_data(spec.format(tmp_path), SMALL)
+    assert before.labels.tolist() == [0, 0, 1]
+    stamp = file.stat()
+    make_parquet(file, [1, 1, 0])
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    after = load_data(spec.format(tmp_path), SMALL)
+    assert after.labels.tolist() == [1, 1, 0]
+    assert after.fingerprint != before.fingerprint
+    make_parquet(file, [0, 0, 1])
+    assert load_data(spec.format(tmp_path), SMALL).fingerprint == before.fingerprint
+
+
+# Classes that are outputs of a model
+
+
+IMAGENET = Preprocessing(resize=16, crop=12, classes=imagenet_classes())
+DOGS = {"n02088364": 162, "n02091134": 172, "n01440764": 0}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        DOGS,
+        {f"{name}_some": output for name, output in DOGS.items()},
+        {"beagle": 162, "whippet": 172, "tench": 0},
+        {"Beagle": 162, "WHIPPET": 172, "Tinca tinca": 0},
+        {"St. Bernard": 247, "chain_saw": 491, "english-springer": 217},
+        {"English springer, English springer spaniel": 217, "tench, Tinca tinca": 0},
+        {"crane": 517, "crane bird": 134},
+    ],
+    ids=["wordnet", "with more", "names", "synonyms", "spelling", "several", "homonyms"],
+)
+def test_classes_called_like_outputs_of_the_model_are_these(tmp_path, names):
+    root = make_folder(tmp_path / "some", dict.fromkeys(names, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = load_data(root, IMAGENET, label_noise=0)
+        check_labels(dataset, 1000)
+    found = {dataset.name(i).split("/")[0]: label for i, (_, label) in enumerate(dataset)}
+    assert found == names
+    assert dataset.classes == imagenet_classes()
+    assert dataset.mapped
+    noisy = load_data(root, IMAGENET, label_noise=1.0)
+    assert set(noisy.labels.tolist()) <= set(names.values())
+
+
+def test_classes_of_tables_are_outputs_too(tmp_path):
+    labels = ["n02091134", "n01440764", "n02091134"]
+    dataset = load_data(write_table(tmp_path / "a.parquet", labels), IMAGENET)
+    assert dataset.labels.tolist() == [172, 0, 172]
+    make_parquet(tmp_path / "b.parquet", [0, 1, 1], names=("whippet", "tench"))
+    assert load_data(tmp_path / "b.parquet", IMAGENET).labels.tolist() == [172, 0, 0]
+
+
+def test_own_names_of_outputs_and_all_of_them_in_order(tmp_path):
+    root = make_folder(tmp_path / "pets", {"cat": 1, "dog": 1})
+    own = Preprocessing(resize=16, crop=12, classes=("fox", "Dog", "cat"))
+    assert load_data(root, own).labels.tolist() == [2, 1]
+    same = Preprocessing(resize=16, crop=12, classes=("cat", "dog"))
+    assert not load_data(root, same).mapped
+    assert load_data(root, SMALL).labels.tolist() == [0, 1]
+
+
+def test_some_names_of_outputs_among_others_are_said(tmp_path):
+    root = make_folder(tmp_path / "pets", {"beagle": 1, "tench": 1, "my cat": 1})
+    with pytest.warns(UserWarning, match=r"2 of the 3 classes are outputs .*1 are not \(my cat\)"):
+        dataset = load_data(root, IMAGENET)
+    assert dataset.labels.tolist() == [0, 1, 2]
+    with pytest.warns(UserWarning, match=r"3 classes, the model 1000: .*--num-classes 3, .*class"):
+        check_labels(dataset, 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("map.yaml", "no: 7\ndog: beagle\n1: 3\nunused: 4\n"),
+        ("map.json", '{"no": 7, "dog": "beagle", "1": 3}'),
+        (None, {"no": 7, "dog": "Beagle", "1": "3"}),
+    ],
+)
+def test_a_map_of_classes(tmp_path, name, text):
+    root = make_folder(tmp_path / "pets", {"no": 1, "dog": 1, "1": 1})
+    if name:
+        (tmp_path / name).write_text(text)
+    dataset = load_data(root, IMAGENET, class_map=tmp_path / name if name else text)
+    found = {dataset.name(i).split("/")[0]: label for i, (_, label) in enumerate(dataset)}
+    assert found == {"no": 7, "dog": 162, "1": 3}
+    assert dataset.classes == imagenet_classes()
+
+
+def test_a_map_of_classes_for_a_model_whose_classes_have_no_names(tmp_path):
+    root = make_folder(tmp_path / "pets", {"cat": 1, "dog": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = load_data(root, SMALL, class_map={"cat": 3, "dog": 1})
+        check_labels(dataset, 10)
+    assert dataset.labels.tolist() == [3, 1]
+    assert dataset.classes == ("0", "dog", "2", "cat")
+    assert len(Pairs(dataset, 3, 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("class_map", "message"),
+    [
+        ({"cat": 0}, r"no output for 1 classes \(dog\); add them, as in 'dog: 0'"),
+        ({"cat": 0, "dog": -1}, r"1 entries that are no outputs \(dog: -1\).*from 0 to 999, or a"),
+        ({"cat": 0, "dog": 1000}, r"1 entries that are no outputs \(dog: 1000\)"),
+        ({"cat": "feline", "dog": 1}, r"1 entries that are no outputs \(cat: feline\)"),
+        ({"cat": 1.5, "dog": 1}, r"1 entries that are no outputs \(cat: 1.5\)"),
+        ("none.yaml", r"class_map can't be read from none.yaml .*maps each class to an output"),
+    ],
+)
+def test_a_map_that_cannot_be_used(tmp_path, class_map, message):
+    root = make_folder(tmp_path / "pets", {"cat": 1, "dog": 1})
+    with pytest.raises(TrompeError, match=message):
+        load_data(root, IMAGENET, class_map=class_map)
+    (tmp_path / "list.yaml").write_text("- cat\n- dog\n")
+    with pytest.raises(TrompeError, match=r"list.yaml holds no mapping; write one line 'CLASS: O"):
+        load_data(root, IMAGENET, class_map=tmp_path / "list.yaml")
 
 
 # Subsets
@@ -602,3 +841,112 @@ def test_cifar():
     dataset = load_data(REAL / "cifar10" / "test*.parquet", SMALL, limit=200)
     assert dataset.labels.bincount().tolist() == [20] * 10
     assert dataset[0][0].shape == (3, 12, 12)
+
+
+# Sources of one's own
+
+
+OWN = """
+import torch
+from PIL import Image
+from trompe.data import Source
+
+class Greys(Source):
+    classes = ("dark", "bright")
+
+    def __init__(self, size=4, step=10):
+        self.labels = torch.arange(size) % 2
+        self.step = step
+
+    def open(self, row):
+        return Image.new("RGB", (20, 16), (self.step * row + 100 * (row % 2),) * 3)
+
+    def name(self, row):
+        return f"grey {row}"
+
+class Pictures:
+    classes = ["dark", "bright"]
+    targets = [0, 1, 1]
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return Image.new("L", (20, 16), 80 * index), self.targets[index]
+
+def tensors(size=4, grow=0):
+    sides = [12 + grow * i for i in range(size)]
+    return [(torch.full((3, side, side), i / 10), i % 3) for i, side in enumerate(sides)]
+
+def dicts():
+    return [{"image": 0}]
+
+number = 7
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN)
+    return "mine.py"
+
+
+@pytest.mark.parametrize("name", ["mine.py", "mine"])
+def test_a_source_of_ones_own_is_used_like_any_other(own, name):
+    dataset = load_data(f"{name}:Greys:size=6,step=20", SMALL, augment=True)
+    assert dataset.labels.tolist() == [0, 1] * 3
+    assert dataset.classes == ("dark", "bright")
+    assert torch.equal(dataset[3][0], SMALL(Image.new("RGB", (20, 16), (160,) * 3)))
+    assert dataset[3, 0][0].shape == (3, 12, 12)
+    assert len(load_data(f"{name}:Greys", SMALL, limit=2)) == 2
+    assert len(Pairs(dataset, 0, 1)) == 3
+    named = Preprocessing(resize=16, crop=12, classes=("other", "Bright", "Dark"))
+    assert load_data(f"{name}:Greys", named).labels.tolist() == [2, 1, 2, 1]
+    prints = {load_data(f"{name}:Greys:step={step}", SMALL).fingerprint for step in (10, 20)}
+    assert len(prints) == 2
+
+
+def test_data_sets_of_pictures_and_of_tensors_of_ones_own(own):
+    pictures = load_data("mine.py:Pictures", SMALL)
+    assert pictures.labels.tolist() == [0, 1, 1]
+    assert pictures.classes == ("dark", "bright")
+    assert torch.equal(pictures[2][0], SMALL(Image.new("L", (20, 16), 160)))
+    assert pictures.name(2) == "mine.py:Pictures, item 2"
+    tensors = load_data("mine.py:tensors:size=5", SMALL, class_map={"0": 5, "1": 1, "2": 0})
+    assert tensors.labels.tolist() == [5, 1, 0, 5, 1]
+    assert torch.equal(tensors[3][0], torch.full((3, 12, 12), 0.3))
+    shown = SMALL.denormalise(tensors[3][0]).mul(255)
+    assert np.abs(np.asarray(tensors.picture(3)).transpose(2, 0, 1) - shown.numpy()).max() <= 1
+    prints = {load_data(f"mine.py:tensors:size={n}", SMALL).fingerprint for n in (4, 5)}
+    assert len(prints) == 2
+
+
+def test_registered_sources(own, monkeypatch):
+    monkeypatch.setattr(SOURCES, "_entries", {})
+    SOURCES.register("two-shapes", lambda: Shapes(size=2))
+    assert load_data("two-shapes", SHAPES_PREPROCESSING).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("mine.py", "mine.py needs the name of its class or function: mine.py:NAME"),
+        ("mine.py:Grey", r"names no class or function \(did you mean Greys\?\)"),
+        ("mine.py:Greys:sise=3", "data source 'mine.py:Greys' has no option 'sise'; it takes size"),
+        ("mine.py:dicts", "Item 0 of the data is a dict of image; expected a data set"),
+        ("mine.py:number", "The data is a int, which can't be indexed or has no length"),
+        ("mine.py:tensors:grow=1", "images of the data have several sizes"),
+        ("mine.py:tensors:size=0", "mine.py:tensors:size=0 makes a data set without items"),
+        ("their.py:Greys", "'their.py' cannot be imported"),
+        ("shape:train", r"no folder or file shape:train; did you mean"),
+    ],
+)
+def test_sources_that_cannot_be_used(own, spec, message):
+    with pytest.raises(TrompeError, match=message):
+        load_data(spec, SMALL)
+
+
+def test_a_folder_may_be_called_like_code(own, tmp_path):
+    root = make_folder(tmp_path / "mine.py:Greys", {"cat": 1, "dog": 1})
+    assert load_data(root, SMALL).classes == ("cat", "dog")

@@ -7,6 +7,7 @@ import pickle
 import resource
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlparse
@@ -20,13 +21,17 @@ import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.optim.swa_utils import AveragedModel
 from torchvision.models import get_model, get_model_weights
 
 from trompe import GradCAM, Shapes
+from trompe.base.code import written_by_others
+from trompe.data import load_data
 from trompe.data.preprocessing import Preprocessing
 from trompe.data.shapes import SHAPES_PREPROCESSING
 from trompe.errors import TrompeError
-from trompe.models import load_model, save_weights
+from trompe.models import copied, load_model, save_weights
 
 UNSEEN = Path(__file__).parent / "models" / "unseen.py"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -389,6 +394,71 @@ def test_a_wrapped_state_dict_is_found(
     assert all(torch.equal(v, state[k]) for k, v in loaded.items() if "num_batches" not in k)
 
 
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+NESTED: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "Lightning": lambda state: {"state_dict": prefixed(state, "model."), "epoch": 3},
+    "net": lambda state: {"net": state, "acc": 93.1, "epoch": 7},
+    "EMA": lambda state: {"model_ema": state, "args": {"lr": 0.1}},
+    "EMA of timm": lambda state: {"state_dict_ema": prefixed(state, "module.")},
+    "deep": lambda state: {"state": {"network": {"weights": state}}},
+    "any prefix": lambda state: prefixed(state, "my_classifier."),
+    "prefixes": lambda state: prefixed(state, "ema.module._orig_mod."),
+    "compiled within": lambda state: {
+        name.replace(".", "._orig_mod.", 1): value for name, value in state.items()
+    },
+    "optimizer": lambda state: {
+        "weights": state,
+        "optimizer": {
+            "state": {0: {"exp_avg": torch.zeros(3), "step": torch.tensor(1.0)}},
+            "param_groups": [{"lr": 0.1}],
+        },
+        "scaler": {"scale": torch.tensor(65536.0), "growth_tracker": torch.tensor(0)},
+    },
+    "several, one usual": lambda state: {"model": state, "ema": prefixed(state, "module.")},
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_weights_are_found_wherever_they_are_and_however_they_are_called(
+    kind: str, weights: Callable[..., Path]
+) -> None:
+    state = random_state(load_model(f"{UNSEEN}:unseen").model)
+    path = weights(NESTED[kind](state), "weights.ckpt")
+    assert same(load_model(f"{UNSEEN}:unseen", path).model.state_dict(), state)
+
+
+def test_weights_of_real_wrappers_are_found(weights: Callable[..., Path]) -> None:
+    model = load_model(f"{UNSEEN}:unseen", "random", seed=3).model
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    for wrapper in (nn.DataParallel(model), torch.compile(model)):
+        path = weights(wrapper.state_dict())
+        assert same(load_model(f"{UNSEEN}:unseen", path).model.state_dict(), state)
+    path = weights(AveragedModel(model).state_dict())
+    with pytest.warns(UserWarning, match=r"'module.' is taken, without 1 others \(n_averaged\)"):
+        loaded = load_model(f"{UNSEEN}:unseen", path).model
+    assert same(loaded.state_dict(), state)
+
+
+def test_weights_that_are_there_twice_are_refused(weights: Callable[..., Path]) -> None:
+    state = random_state(load_model(f"{UNSEEN}:unseen").model)
+    both = prefixed(state, "student.") | prefixed(state, "teacher.")
+    with pytest.raises(TrompeError, match=r"several times, after student\. and teacher\.; save"):
+        load_model(f"{UNSEEN}:unseen", weights(both))
+    with pytest.raises(
+        TrompeError, match=r"holds 2 state dicts \(student, teacher\); save the one"
+    ):
+        load_model(f"{UNSEEN}:unseen", weights({"student": state, "teacher": state}))
+
+
+def test_a_prefix_that_explains_little_stays(weights: Callable[..., Path]) -> None:
+    state = prefixed(random_state(get_model("squeezenet1_1")), "model.")
+    with pytest.raises(TrompeError, match=r"does not fit Unseen: .* unexpected \(model.features"):
+        load_model(f"{UNSEEN}:unseen", weights(state))
+
+
 def test_published_files_fit_despite_auxiliary_heads(weights: Callable[..., Path]) -> None:
     published = get_model("googlenet", init_weights=False)
     published.transform_input = True
@@ -434,6 +504,50 @@ def test_nan_weights_are_refused(weights: Callable[..., Path]) -> None:
     state["head.bias"][1] = torch.nan
     with pytest.raises(TrompeError, match=r"1 NaN \(head.bias\)"):
         load_model(f"{UNSEEN}:unseen", weights(state))
+
+
+def test_infinite_weights_are_refused_and_both_kinds_named(weights: Callable[..., Path]) -> None:
+    state = random_state(load_model(f"{UNSEEN}:unseen").model)
+    state["head.bias"][1] = -torch.inf
+    with pytest.raises(TrompeError, match=r"holds weights that are 1 infinite \(head.bias\); give"):
+        load_model(f"{UNSEEN}:unseen", weights(state))
+    state["head.weight"][0, 0] = torch.nan
+    with pytest.raises(TrompeError, match=r"1 NaN \(head.weight\) and 1 infinite \(head.bias\)"):
+        load_model(f"{UNSEEN}:unseen", weights(state))
+
+
+class Masked(nn.Module):
+    """Has a mask of −∞ and a version for state, as attention and quantisation do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+        self.version = 1
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": self.version}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.version = state["version"]
+
+
+def test_infinite_masks_and_extra_state(tmp_path: Path, weights: Callable[..., Path]) -> None:
+    source = tmp_path / "masked.py"
+    source.write_text(f"import sys\nMasked = sys.modules[{__name__!r}].Masked\n")
+    model = Masked()
+    model.version = 2
+    loaded = load_model(f"{source}:Masked", weights(model.state_dict())).model
+    assert loaded.version == 2
+    assert same(
+        {k: v for k, v in loaded.state_dict().items() if isinstance(v, Tensor)},
+        {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)},
+    )
+    with pytest.warns(UserWarning, match=r"without 1 kinds of extra state \(_extra_state\): a mod"):
+        save_weights(model, tmp_path / "weights.safetensors")
+    loaded = load_model(f"{source}:Masked", tmp_path / "weights.safetensors").model
+    assert torch.equal(loaded.linear.weight, model.linear.weight)
+    assert loaded.version == 1
 
 
 class Malice:
@@ -495,6 +609,109 @@ def test_real_weights_classify_real_photographs() -> None:
         classes = model(torch.stack([preprocessing(image) for image in images])).argmax(1)
     hits = (classes == torch.tensor([row["label"] for row in rows])).float().mean()
     assert hits > 0.7
+
+
+# --- copies
+
+
+def small_net(change: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    first = change(nn.Conv2d(3, 4, 3))
+    head = (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    return nn.Sequential(first, *head).eval()
+
+
+class Keeping(nn.Conv2d):
+    """Keeps what it computed, as a hook of a stranger might."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        output = super().forward(images)
+        self.kept = {"outputs": [output]}
+        return output
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+        weight_norm,
+        spectral_norm,
+        parametrizations.weight_norm,
+        parametrizations.orthogonal,
+        lambda conv: Keeping(3, 4, 3),
+        lambda conv: torch.jit.script(nn.Sequential(conv, nn.BatchNorm2d(4))),
+        lambda conv: torch.jit.trace(conv, torch.randn(1, 3, 8, 8)),
+        lambda conv: torch.compile(conv, backend="eager"),
+        nn.DataParallel,
+    ],
+    ids=[
+        "pruned",
+        "wn",
+        "sn",
+        "new-wn",
+        "orthogonal",
+        "keeping",
+        "script",
+        "trace",
+        "compile",
+        "parallel",
+    ],
+)
+def test_a_copy_computes_the_same_and_is_trained_alone(
+    change: Callable[[nn.Module], nn.Module], frozen: bool
+) -> None:
+    model, images = small_net(change), torch.randn(2, 3, 8, 8)
+    model[4].bias.requires_grad_(not frozen)
+    before = model(images)
+    with torch.inference_mode():
+        copy = copied(model)
+    assert torch.equal(copy(images), before)
+    assert [p.requires_grad for p in copy.parameters()] == [
+        p.requires_grad for p in model.parameters()
+    ]
+    copy(images).square().sum().backward()
+    for parameter in copy.parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad
+        parameter.data.add_(0.1)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(model(images), before)
+    assert not torch.allclose(copy(images), before)
+
+
+def test_what_cannot_be_copied_is_explained() -> None:
+    model = nn.Linear(1, 1)
+    model.lock = threading.Lock()
+    with pytest.raises(TrompeError, match=r"can't be copied \(TypeError: .*lock.*\).*Remove what"):
+        copied(model)
+
+
+# --- names of outputs
+
+
+def test_the_names_of_outputs_are_known_as_long_as_they_are_theirs() -> None:
+    assert load_model("resnet18").preprocessing.classes[:2] == ("tench", "goldfish")
+    assert load_model("resnet18", num_classes=10).preprocessing.classes == ()
+    timms = load_model(TINY).preprocessing.classes
+    assert timms == load_model("resnet18").preprocessing.classes
+    assert load_model(TINY, num_classes=10).preprocessing.classes == ()
+    large = load_model(TINY, num_classes=11821).preprocessing.classes
+    assert large[:2] == ("n00005787", "n00006484")
+    assert load_model("embedded").preprocessing.classes == ()
+
+
+# --- what others have written
+
+
+@pytest.mark.parametrize("kind", ["model", "data"])
+def test_a_name_that_others_wrote_imports_nothing(kind: str, tmp_path: Path) -> None:
+    source, mark = tmp_path / "evil.py", tmp_path / "executed"
+    source.write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\nmake = object\n")
+    name = f"{source}:make"
+    with written_by_others("runs/x"), pytest.raises(TrompeError, match="runs/x names '.*evil.py:m"):
+        load_model(name) if kind == "model" else load_data(name, Preprocessing())
+    assert not mark.exists()
 
 
 # --- saving

@@ -9,7 +9,8 @@ from PIL import Image
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.v2 import InterpolationMode
 
-from trompe.data.preprocessing import Preprocessing, to_rgb
+from trompe.data.preprocessing import Preprocessing
+from trompe.data.reader import read_mask, to_grey, to_rgb
 from trompe.errors import TrompeError
 
 
@@ -96,6 +97,84 @@ def test_sixteen_bits_keep_their_upper_eight():
 def test_floating_point_pixels_are_refused():
     with pytest.raises(TrompeError, match=r"floating-point pixels.*save it with 8 bits"):
         to_rgb(Image.new("F", (4, 4)))
+
+
+@pytest.mark.parametrize("values", [[[0, 255]], [[-1, 5]], [[0, 70000]]])
+def test_thirty_two_bits_are_refused(values, tmp_path):
+    Image.fromarray(np.array(values, np.int32)).save(tmp_path / "deep.tiff")
+    with Image.open(tmp_path / "deep.tiff") as image:
+        for read in (to_rgb, to_grey):
+            with pytest.raises(TrompeError, match="32 bits has no known range; save it with 8 or"):
+                read(image)
+
+
+def tiff(values: np.ndarray, bits: int, photometric: int) -> Image.Image:
+    """A file with tags that Pillow reads but does not write."""
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "TIFF")
+    content = bytearray(buffer.getvalue())
+    for entry in range(int.from_bytes(content[8:10], "little")):
+        place = 10 + 12 * entry
+        tag = int.from_bytes(content[place : place + 2], "little")
+        if tag in (258, 262):
+            value = bits if tag == 258 else photometric
+            content[place + 8 : place + 10] = value.to_bytes(2, "little")
+    if bits == 12:
+        even, odd = values[:, ::2].astype(int), values[:, 1::2].astype(int)
+        packed = np.stack([even >> 4, (even & 15) << 4 | odd >> 8, odd & 255], -1)
+        start = content.find(values.tobytes())
+        content[start : start + packed.size] = packed.astype(np.uint8).tobytes()
+    return Image.open(io.BytesIO(bytes(content)))
+
+
+def test_sixteen_bits_with_white_at_zero_and_twelve_bits_are_as_bright_as_they_look():
+    values = np.array([[0, 1000], [2000, 4095]], np.uint16)
+    inverted = tiff(values * 16, bits=16, photometric=0)
+    assert np.abs(to_grey(inverted) - (1 - values / 4095)).max() < 0.001
+    twelve = tiff(values, bits=12, photometric=1)
+    assert np.abs(to_grey(twelve) - values / 4095).max() < 0.001
+
+
+def test_a_transparent_grey_of_sixteen_bits_is_white_in_a_photograph_and_nothing_in_a_mask():
+    values = np.array([[0, 30000, 65535]], np.uint16)
+    image = reopened(Image.fromarray(values), "PNG", transparency=30000)
+    assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 255, 255]
+    assert to_grey(image)[0].tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "I;16"])
+def test_a_mask_is_as_bright_as_its_picture(mode, tmp_path):
+    form = "TIFF" if mode == "CMYK" else "PNG"
+    Image.new("L", (6, 4), 255).crop((0, 0, 9, 4)).convert(mode).save(tmp_path / "mask", form)
+    if mode == "I;16":
+        Image.fromarray(np.array([[65535] * 6 + [0] * 3] * 4, np.uint16)).save(
+            tmp_path / "mask", form
+        )
+    expected = torch.zeros(4, 9)
+    expected[:, :6] = 1
+    torch.testing.assert_close(read_mask(tmp_path / "mask"), expected, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(("alpha", "brightness"), [(0, 0.0), (51, 0.2), (255, 1.0)])
+def test_what_is_transparent_is_no_part_of_a_mask(alpha, brightness, tmp_path):
+    Image.new("RGBA", (3, 2), (255, 255, 255, alpha)).save(tmp_path / "clear.png")
+    mask = read_mask(tmp_path / "clear.png")
+    torch.testing.assert_close(mask, torch.full((2, 3), brightness), atol=0.003, rtol=0)
+
+
+def test_sixteen_bits_are_kept_in_a_mask_and_it_is_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.array([[8000, 0]], np.uint16)).save(tmp_path / "m.png", exif=exif)
+    assert read_mask(tmp_path / "m.png").tolist() == [[pytest.approx(8000 / 65535)], [0]]
+
+
+def test_a_mask_that_cannot_be_read_is_explained(tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    Image.new("F", (2, 2), 0.5).save(tmp_path / "float.tiff")
+    for name, message in (("text.png", "mask .*text.png' can't be read"), ("float.tiff", "float")):
+        with pytest.raises(TrompeError, match=message):
+            read_mask(tmp_path / name)
 
 
 def test_exif_rotation_is_applied():

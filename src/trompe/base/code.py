@@ -78,7 +78,7 @@ def imported(named: Own) -> Iterator[tuple[ModuleType, Any]]:
         if found is None:
             known = [key for key, value in vars(module).items() if callable(value)]
             raise TrompeError(
-                f"{named} names nothing{did_you_mean(named.name, known)}; give a class or function "
+                f"{named} names no class or function{did_you_mean(named.name, known)}; give one "
                 "that the module defines."
             )
         yield module, found

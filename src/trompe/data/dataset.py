@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +16,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trompe.data.preprocessing import Preprocessing, to_rgb
+from trompe.base.identity import fingerprint
+from trompe.data.preprocessing import Preprocessing
+from trompe.data.reader import to_rgb
 from trompe.errors import TrompeError
 
 if TYPE_CHECKING:
@@ -20,20 +26,41 @@ if TYPE_CHECKING:
 
 
 class Source(ABC):
-    """Where pictures come from: labelled rows, each decoded only when asked for."""
+    """Where pictures come from: labelled rows, each decoded only when asked for.
+
+    One of your own has `classes`, `labels`, `open` and `name`.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        Names of the classes, in the order of their indices.
+    labels : Tensor
+        Class of every row, [rows] int64.
+    """
 
     classes: tuple[str, ...]
     labels: Tensor
     has_masks = False
-    generated = False
+    generated = False  # drawn, not read, so that nothing in it can be broken
+    mapped = False  # whether it is known which of a model's outputs the classes are
 
     @abstractmethod
     def open(self, row: int) -> Image.Image:
-        """Return the picture of a row, in any mode, possibly not decoded yet."""
+        """Return the picture of a row, opened anew, in any mode, possibly not decoded yet."""
+
+    def prepared(self, row: int) -> Tensor | None:
+        """Return the row's image as the model takes it, where there is no picture to prepare."""
+        return None
 
     @abstractmethod
     def name(self, row: int) -> str:
         """Return what people call the row."""
+
+    def content(self, row: int) -> Any:
+        """Return what tells the picture of a row from others: its file, bytes, or pixels."""
+        with self.open(row) as image:
+            pixels = to_rgb(image)
+        return pixels.size, pixels.tobytes()
 
     def mask(self, row: int) -> Image.Image:
         """Return the object's mask, white on black, of the picture's size."""
@@ -63,7 +90,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     ----------
     labels : Tensor
         Class of every image, [len] int64.
+    uniform : bool
+        True: all items are known to be images of one size with a class.
     """
+
+    uniform = True
 
     def __init__(
         self,
@@ -84,9 +115,31 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.skipped = tuple(skipped)
 
     @property
+    def fingerprint(self) -> str:
+        """A digest of all that decides the items: files, labels, order, preprocessing, crops."""
+        preprocessing = replace(self.preprocessing, classes=())
+        crops = self.seed if self.augmented else None
+        return fingerprint(self._contents, self.labels, preprocessing, crops)
+
+    @cached_property
+    def _contents(self) -> str:
+        """A digest of the pictures in their order."""
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            parts = np.array_split(self.rows, len(self) // 64 + 1)
+            return fingerprint([*threads.map(self._content, parts)])
+
+    def _content(self, rows: NDArray[np.int64]) -> str:
+        return fingerprint([self.source.content(row) for row in rows.tolist()])
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their indices."""
         return self.source.classes
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the classes are known to be these outputs of the model."""
+        return self.source.mapped
 
     @property
     def has_masks(self) -> bool:
@@ -101,7 +154,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             index, epoch = index
             image = self._augmented(index, epoch)
         else:
-            image = self.preprocessing(self.picture(index))
+            ready = self.source.prepared(self._row(index))
+            image = self.preprocessing(self.picture(index)) if ready is None else ready
         return image, int(self.labels[index])
 
     def picture(self, index: int) -> Image.Image:

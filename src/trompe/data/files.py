@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 
 import torch
@@ -27,25 +29,51 @@ class Files(Source):
     classes = UNLABELLED
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.files: list[Path] = []
-        for path in paths:
-            if not path.exists():
-                raise TrompeError(f"There is no image or folder '{path}'; check the spelling.")
-            found = [path] if path.is_file() else path.rglob("*")
-            self.files += sorted(f for f in found if f.suffix.lower() in SUFFIXES)
-        if not self.files:
+        found = [(path, place) for place in paths for path in _found(place)]
+        if not found:
             raise TrompeError(f"There is no image in {', '.join(map(str, paths))}.")
-        self.labels = torch.zeros(len(self.files), dtype=torch.int64)
+        self.files = [path for path, _ in found]
+        self.labels = torch.zeros(len(found), dtype=torch.int64)
+        self._names = _distinct([path.relative_to(_folder(place)) for path, place in found])
 
     def open(self, row: int) -> Image.Image:
         """Open the file."""
         return Image.open(self.files[row])
 
+    def content(self, row: int) -> Path:
+        """Return the file."""
+        return self.files[row]
+
     def name(self, row: int) -> str:
-        """The file's name without suffix, made unique by a number where it must be."""
-        stem = self.files[row].stem
-        same = [f for f in self.files if f.stem == stem]
-        return stem if len(same) == 1 else f"{stem}-{same.index(self.files[row]) + 1}"
+        """Return the file's path below the folder given, with what tells it from others."""
+        return self._names[row]
+
+
+def _found(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place] if place.suffix.lower() in SUFFIXES else []
+    if not place.exists():
+        raise TrompeError(f"There is no image or folder '{place}'; check the spelling.")
+    return sorted(
+        file
+        for file in place.rglob("*")
+        if file.suffix.lower() in SUFFIXES and file.name[0] != "." and file.is_file()
+    )
+
+
+def _folder(place: Path) -> Path:
+    return place if place.is_dir() else place.parent
+
+
+def _distinct(paths: Sequence[Path]) -> list[str]:
+    """Names of files: without suffix, with it where two would be alike, else with a number."""
+    stems = Counter(path.with_suffix("") for path in paths)
+    names: dict[str, None] = {}
+    for path in paths:
+        base = str(path if stems[path.with_suffix("")] > 1 else path.with_suffix(""))
+        numbered = (f"{base}-{number}" for number in count(2))
+        names[next(name for name in chain([base], numbered) if name not in names)] = None
+    return [*names]
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from trompe.data.classes import as_numbers
 from trompe.data.dataset import Source
 from trompe.errors import TrompeError
 
@@ -24,7 +25,8 @@ _SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test")
 class Folder(Source):
     """Every image below ``root/CLASS/``; classes and files in the order of their names.
 
-    Hidden files and folders are passed over.
+    Names of classes that are all numbers are in the order of the numbers. Hidden files and folders
+    are passed over.
 
     Raises
     ------
@@ -36,6 +38,8 @@ class Folder(Source):
         self.root = root
         folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
         _refuse_splits(root, folders)
+        if (numbers := as_numbers([f.name for f in folders])) is not None:
+            folders = [folders[i] for i in np.argsort(numbers, kind="stable")]
         files = [_images(folder) for folder in folders]
         if not any(files):
             tables = sorted({str(file.parent) for file in root.glob("*/*.parquet")})
@@ -52,6 +56,10 @@ class Folder(Source):
     def open(self, row: int) -> Image.Image:
         """Return the picture of a row."""
         return Image.open(self.root / self.name(row))
+
+    def content(self, row: int) -> Path:
+        """Return the file of a row."""
+        return self.root / self.name(row)
 
     def name(self, row: int) -> str:
         """Return the file's path below the root."""

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trompe.data.images import fingerprint_of
+
 ROOM = 2**29  # bytes
 
 
@@ -25,6 +27,11 @@ class Kept(Dataset[Any]):
         self.data = data
         self.room = room
         self._items: dict[int, tuple[Tensor, Any]] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the dataset."""
+        return fingerprint_of(self.data)
 
     def __len__(self) -> int:
         return len(self.data)

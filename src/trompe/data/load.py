@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from glob import glob, has_magic
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 
+from trompe.data.classes import mapped
 from trompe.data.dataset import ImageDataset, Source
 from trompe.data.files import Files, images_in
 from trompe.data.folder import Folder
+from trompe.data.own import SOURCES, is_own, read_own
 from trompe.data.preprocessing import Preprocessing
 from trompe.data.shapes import ShapesSource
 from trompe.errors import TrompeError
@@ -38,6 +42,7 @@ def load_data(
     augment: bool = False,
     label_noise: float | None = None,
     labelled: bool = True,
+    class_map: Mapping[str, int | str] | str | Path | None = None,
 ) -> ImageDataset:
     """Return the dataset that `spec` names.
 
@@ -45,9 +50,12 @@ def load_data(
     ----------
     spec : str or Path
         A folder with one folder of images per class; a parquet file, a folder or a glob of
-        them in the Hugging Face image layout; ``hf:NAME`` or ``hf:NAME:SPLIT`` (the split is
-        ``train`` by default); ``shapes``, ``shapes:train``, ``shapes:validation`` or
-        ``shapes:held-out``, the embedded set (``./shapes`` is a folder).
+        them in the Hugging Face image layout, or a folder that `datasets` wrote by
+        ``save_to_disk``; ``hf:NAME`` or ``hf:NAME:SPLIT`` (the split is ``train`` by default);
+        ``shapes``, ``shapes:train``, ``shapes:validation`` or
+        ``shapes:held-out``, the embedded set (``./shapes`` is a folder);
+        ``path/file.py:Name``, ``package.module:Name`` or a registered name, code that makes a
+        `Source` or a dataset and is run.
     preprocessing : Preprocessing
         What every picture goes through.
     limit : int, optional
@@ -66,6 +74,10 @@ def load_data(
     labelled : bool
         If False, a table may lack a label column, which is not read, and a folder that holds
         images itself is taken as it is.
+    class_map : mapping or path, optional
+        Which of the model's outputs (by number or name) each class is, or a YAML or JSON file that
+        says so. By default, classes whose names (or WordNet ids) are those of the model's outputs
+        (`Preprocessing.classes`) are these outputs, and others are numbered by their order.
 
     Raises
     ------
@@ -78,7 +90,7 @@ def load_data(
         raise TrompeError(f"The seed is {seed}; choose 0 or more.")
     if corrupt not in ("refuse", "skip"):
         raise TrompeError(f"corrupt is {corrupt!r}; choose 'refuse' or 'skip'.")
-    source = _source(str(spec), labelled)
+    source = mapped(_source(str(spec), preprocessing, labelled), preprocessing.classes, class_map)
     dataset = ImageDataset(
         source,
         preprocessing,
@@ -89,7 +101,7 @@ def load_data(
     if check and not source.generated:
         dataset = _readable(dataset, str(spec), corrupt)
     if label_noise:
-        dataset.labels = relabelled(dataset.labels, len(source.classes), label_noise, seed)
+        dataset.labels = relabelled(dataset.labels, torch.unique(source.labels), label_noise, seed)
     return dataset
 
 
@@ -124,8 +136,8 @@ def balanced_rows(labels: Tensor, limit: int | None, seed: int) -> NDArray[np.in
     return np.sort(shuffled[np.argsort(turn, kind="stable")[:limit]])
 
 
-def relabelled(labels: Tensor, classes: int, share: float, seed: int) -> Tensor:
-    """Return `labels` with a random `share` of them replaced by a random class.
+def relabelled(labels: Tensor, classes: Tensor, share: float, seed: int) -> Tensor:
+    """Return `labels` with a random `share` of them replaced by a random one of `classes`.
 
     Raises
     ------
@@ -137,7 +149,7 @@ def relabelled(labels: Tensor, classes: int, share: float, seed: int) -> Tensor:
     random = np.random.default_rng((seed, 1))
     noisy = labels.clone()
     chosen = random.choice(len(labels), round(share * len(labels)), replace=False)
-    noisy[chosen] = noisy.new_tensor(random.integers(classes, size=len(chosen)))
+    noisy[chosen] = classes[random.integers(len(classes), size=len(chosen))]
     return noisy
 
 
@@ -152,20 +164,28 @@ def unreadable(dataset: ImageDataset) -> dict[int, str]:
         return {i: fault for part in threads.map(faults, parts) for i, fault in part.items()}
 
 
-def _source(spec: str, labelled: bool) -> Source:
+def _source(spec: str, preprocessing: Preprocessing, labelled: bool) -> Source:
     """Open what `spec` names; `datasets`, slow to import, only where it is needed."""
     kind, _, name = spec.partition(":")
     if kind == "shapes":
         return ShapesSource(name or "train")
     if kind == "hf":
-        from trompe.data.table import read_hub
+        from trompe.data.table import read_hub, read_saved
 
         name, _, split = name.partition(":")
         if not name:
             raise TrompeError(f"{spec!r} names no dataset; give hf:NAME or hf:NAME:SPLIT.")
+        if _is_saved(Path(name)):
+            return read_saved(Path(name), split or None, labelled)
         return read_hub(name, split or "train", labelled)
+    if is_own(spec):
+        return read_own(spec, preprocessing)
     path = Path(spec).expanduser()
     try:
+        if _is_saved(path):
+            from trompe.data.table import read_saved
+
+            return read_saved(path, labelled=labelled)
         files = _parquet_files(path)
         if not files and not labelled and path.is_dir() and images_in(path):
             return Files([path])
@@ -176,6 +196,11 @@ def _source(spec: str, labelled: bool) -> Source:
     from trompe.data.table import read_parquet
 
     return read_parquet(files, labelled)
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `datasets` wrote a folder by ``save_to_disk``: a dataset, or one for each split."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
 def _parquet_files(path: Path) -> list[Path]:
@@ -190,6 +215,8 @@ def _parquet_files(path: Path) -> list[Path]:
             )
         return files
     if path.is_file():
+        if path.suffix == ".py":
+            raise TrompeError(f"{path} needs the name of its class or function: {path}:NAME.")
         if path.suffix != ".parquet":
             raise TrompeError(
                 f"{path} is a single file but not parquet; give a folder of images in one "
@@ -207,6 +234,6 @@ def _parquet_files(path: Path) -> list[Path]:
 
 def _advice(path: Path) -> str:
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    if close := get_close_matches(path.name, [*beside, "shapes"]):
+    if close := get_close_matches(path.name.partition(":")[0], [*beside, "shapes", *SOURCES]):
         return f"did you mean {' or '.join(close)}?"
-    return "give a folder of images, parquet files, hf:NAME or shapes."
+    return "give a folder of images, parquet files, hf:NAME or shapes, or path/file.py:NAME."

@@ -47,6 +47,10 @@ class PairSource(Source):
         frame.paste(self._window(right, side - middle), (middle, 0))
         return frame
 
+    def content(self, row: int) -> tuple[str, int, int]:
+        """Return the dataset's fingerprint and the indices of the left and of the right image."""
+        return self.dataset.fingerprint, *self._sides(row)
+
     def name(self, row: int) -> str:
         """Return the names of the left and of the right image."""
         return " | ".join(map(self.dataset.name, self._sides(row)))

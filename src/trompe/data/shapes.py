@@ -46,6 +46,10 @@ class ShapesSource(Source):
         """Return the picture of a row."""
         return Image.fromarray(_drawn(self.seed, self.split, row, self._class(row)))
 
+    def content(self, row: int) -> tuple[int, str, int]:
+        """Return seed, split and row."""
+        return self.seed, self.split, row
+
     def mask(self, row: int) -> Image.Image:
         """Return the object's mask in the picture of a row."""
         return Image.fromarray(draw_mask(self._random(row), self._class(row)))

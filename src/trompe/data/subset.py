@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trompe.data.images import Images
+from trompe.base.identity import fingerprint
+from trompe.data.images import Images, fingerprint_of
 
 SHARE, LARGEST = 0.2, 1000  # of the data that is held out: this share, but not more images
 
@@ -21,8 +22,14 @@ class Part(Dataset[Any]):
         self.data = data
         self.rows = rows
         self.augmented = bool(getattr(data, "augmented", False))
+        self.uniform = bool(getattr(data, "uniform", False))
         if hasattr(data, "labels"):
             self.labels: Tensor = torch.as_tensor(data.labels)[torch.as_tensor(rows)]
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the dataset and the rows."""
+        return fingerprint("part", fingerprint_of(self.data), list(self.rows))
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from itertools import product
@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from trompe.base.identity import fingerprint
+from trompe.data.classes import as_numbers
 from trompe.data.dataset import Source
 from trompe.data.files import UNLABELLED
 from trompe.errors import TrompeError
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 IMAGE_COLUMNS = ("image", "img", "picture", "photo")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category")
+MOST_CLASSES = 1_000_000
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
 class Table(Source):
@@ -56,11 +61,11 @@ class Table(Source):
             raise TrompeError(f"{', '.join(self._parts)} has no rows.")
         self._image, *label = _columns(data.features, self._parts[0], labelled)
         with _translated(f"The column {self._image!r} of {self._parts[0]}"):
-            self._data = data.cast_column(self._image, datasets.Image(decode=False))
+            plain = data.with_format(None)
+            self._data = plain.cast_column(self._image, datasets.Image(decode=False))
         self.classes, self.labels = UNLABELLED, torch.zeros(len(data), dtype=torch.int64)
         for name in label:
-            column = data.data.column(name)
-            self.classes, self.labels = self._labelled(column, data.features[name])
+            self.classes, self.labels = self._labelled(name, data.features[name])
 
     def open(self, row: int) -> Image.Image:
         """Return the picture of a row."""
@@ -69,31 +74,43 @@ class Table(Source):
             raise ValueError("the cell is empty")
         return Image.open(cell["path"] if cell["bytes"] is None else BytesIO(cell["bytes"]))
 
+    def content(self, row: int) -> Any:
+        """Return the encoded picture of a row, or its file."""
+        cell = self._data[row][self._image]
+        return cell and (Path(cell["path"]) if cell["bytes"] is None else cell["bytes"])
+
     def name(self, row: int) -> str:
         """Return the name of the row's part of the table, and its place there from 0."""
         part = bisect_right(self._ends, row)
         start = self._ends[part - 1] if part else 0
         return f"{self._parts[part]}, row {row - start}"
 
-    def _labelled(self, column: Any, feature: Any) -> tuple[tuple[str, ...], Tensor]:
+    def _labelled(self, name: str, feature: Any) -> tuple[tuple[str, ...], Tensor]:
         """Return class names and the class of every row."""
+        column = self._data.data.column(name)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        kind = column.type
+        is_text = any(is_kind(kind) for is_kind in _TEXT)
+        if not (is_text or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+            raise TrompeError(
+                f"In the column {name!r}, the labels of {self._parts[0]} are {kind}; expected "
+                "whole numbers or names."
+            )
         missing = np.asarray(column.is_null())
         values = np.asarray(column.drop_null())
-        if values.dtype.kind in "OU":
-            found, values = np.unique(values.astype(str), return_inverse=True)
-            names = tuple(found.tolist())
-        elif isinstance(feature, datasets.ClassLabel):
-            names = tuple(feature.names)
-        elif values.dtype.kind not in "iu":
-            raise TrompeError(
-                f"The labels of {self._parts[0]} are {column.type}; expected whole numbers or "
-                "names."
-            )
-        else:
-            names = tuple(map(str, range(values.max(initial=-1) + 1)))
+        names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+        if is_text:
+            texts, place = np.unique(values.astype(str), return_inverse=True)
+            numbers = as_numbers(texts.tolist())
+            names = tuple(texts.tolist()) if numbers is None else None
+            values = place if numbers is None else np.array(numbers, np.int64)[place]
         labels = np.full(len(column), -1, np.int64)
         labels[~missing] = values
         self._refuse(labels < 0, "no label")
+        if names is None:
+            self._refuse(labels > MOST_CLASSES, f"a label above {MOST_CLASSES:,}")
+            names = tuple(map(str, range(labels.max(initial=-1) + 1)))
         self._refuse(labels >= len(names), f"a label above {len(names) - 1}, the last named class")
         return names, torch.from_numpy(labels)
 
@@ -130,7 +147,9 @@ def read_parquet(files: Sequence[Path], labelled: bool = True) -> Table:
                 "load files of one dataset only."
             )
     with _translated(f"{first.parent}"):
-        data = datasets.Dataset.from_parquet([*map(str, heads)], columns=[image, *labels])
+        data = datasets.Dataset.from_parquet(
+            [*map(str, heads)], columns=[image, *labels], cache_dir=_cache(heads)
+        )
     parts = [(file.name, head.metadata.num_rows) for file, head in heads.items()]
     return Table(data, parts, labelled)
 
@@ -143,9 +162,40 @@ def read_hub(name: str, split: str, labelled: bool = True) -> Table:
     TrompeError
         If there is no such dataset or split, or it can't be reached.
     """
+    files = sorted(file for file in Path(name).rglob("*") if file.is_file())
     with _translated(f"{name}:{split}"):
-        data = datasets.load_dataset(name, split=split)
+        data = datasets.load_dataset(name, split=split, cache_dir=_cache(files) if files else None)
     return Table(data, [(f"{name}:{split}", len(data))], labelled)
+
+
+def read_saved(folder: Path, split: str | None = None, labelled: bool = True) -> Table:
+    """Return a dataset that ``save_to_disk`` wrote, or a split of it.
+
+    Raises
+    ------
+    TrompeError
+        If it can't be read, or has no such split, or several and none is named.
+    """
+    with _translated(str(folder)):
+        data = datasets.load_from_disk(str(folder))
+    if isinstance(data, datasets.DatasetDict):
+        if split is None and len(data) == 1:
+            split = next(iter(data))
+        if split not in data:
+            raise TrompeError(
+                f"{folder} holds the splits {', '.join(data)}; name one of them, such as "
+                f"{folder / next(iter(data))}."
+            )
+        data = data[split]
+    elif split is not None:
+        raise TrompeError(f"{folder} holds one dataset without splits; leave out ':{split}'.")
+    name = folder.name if split is None else f"{folder.name}:{split}"
+    return Table(data, [(name, len(data))], labelled)
+
+
+def _cache(files: Iterable[Path]) -> str:
+    """Where `datasets` keeps its copy of files of this content; it goes by their time stamps."""
+    return str(Path(datasets.config.HF_DATASETS_CACHE, "trompe", fingerprint(*files)))
 
 
 def _head(file: Path) -> pq.ParquetFile:

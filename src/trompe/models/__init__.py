@@ -1,6 +1,7 @@
 """Models: load one by name or path, find its target layer, keep its mode, save its weights."""
 
 from trompe.models.checkpointing import checkpointed
+from trompe.models.copying import copied
 from trompe.models.layers import evaluation_mode, find_layer, get_layer
 from trompe.models.load import LoadedModel, load_model
 from trompe.models.weights import save_weights
@@ -8,6 +9,7 @@ from trompe.models.weights import save_weights
 __all__ = [
     "LoadedModel",
     "checkpointed",
+    "copied",
     "evaluation_mode",
     "find_layer",
     "get_layer",

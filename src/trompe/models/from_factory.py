@@ -31,7 +31,10 @@ def build(
         raise unknown_weights(name, pretrained, [])
     named = own(name)
     if named is None or named.rest:
-        raise TrompeError(f"{name} names no class or function; write path/file.py:factory.")
+        raise TrompeError(
+            f"{name.rpartition(':')[0]!r} cannot be imported; write package.module:factory or "
+            "path/file.py:factory."
+        )
     with imported(named) as (module, factory):
         if not callable(factory) or isinstance(factory, nn.Module):
             raise TrompeError(f"{name} names no class or function; give one that makes the model.")

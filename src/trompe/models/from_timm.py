@@ -8,9 +8,11 @@ from typing import Any
 
 import timm
 from timm.data.config import resolve_model_data_config
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from trompe.base.messages import did_you_mean
+from trompe.data.classes import imagenet_classes
 from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
 from trompe.models.messages import unknown_weights
@@ -46,10 +48,22 @@ def build(
         ) from error
     if pretrained and num_classes not in (None, model.pretrained_cfg["num_classes"]):
         _log.info("%s: pretrained, but for a new last layer of %s classes", name, num_classes)
-    return model, _preprocessing(name, resolve_model_data_config(model))  # type: ignore[no-untyped-call]
+    config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    return model, _preprocessing(name, config, _classes(model))
 
 
-def _preprocessing(name: str, config: dict[str, Any]) -> Preprocessing:
+def _classes(model: Any) -> tuple[str, ...]:
+    """Names of the outputs, where timm has them; WordNet ids for the large sets of ImageNet."""
+    subset = infer_imagenet_subset(model)
+    names = model.pretrained_cfg.get("label_names") or ()
+    if not names and subset == "imagenet-1k":
+        names = imagenet_classes()
+    elif not names and subset:
+        names = ImageNetInfo(subset).label_names()  # type: ignore[no-untyped-call]
+    return tuple(names) if len(names) == model.num_classes else ()
+
+
+def _preprocessing(name: str, config: dict[str, Any], classes: tuple[str, ...]) -> Preprocessing:
     crop = config["input_size"][-1]
     if config["crop_mode"] != "center":
         _log.warning(
@@ -63,4 +77,5 @@ def _preprocessing(name: str, config: dict[str, Any]) -> Preprocessing:
         mean=config["mean"],
         std=config["std"],
         interpolation=config["interpolation"],
+        classes=classes,
     )

@@ -48,7 +48,9 @@ def build(
     model: nn.Module = models.get_model(name, **config)
     if pretrained:
         fit_weights(model, _fetched(entry), str(entry), new_head=True)
-    return model, _preprocessing(entry.transforms())
+    names = entry.meta["categories"]
+    known = num_classes in (None, len(names))
+    return model, _preprocessing(entry.transforms(), tuple(names) if known else ())
 
 
 def _unknown(name: str, classifiers: list[str]) -> TrompeError:
@@ -73,11 +75,12 @@ def _fetched(entry: Any) -> dict[str, Any]:
     return state
 
 
-def _preprocessing(transforms: Any) -> Preprocessing:
+def _preprocessing(transforms: Any, classes: tuple[str, ...]) -> Preprocessing:
     return Preprocessing(
         resize=transforms.resize_size[0],
         crop=transforms.crop_size[0],
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
         interpolation=transforms.interpolation.value,
+        classes=classes,
     )

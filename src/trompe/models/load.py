@@ -43,7 +43,7 @@ def load_model(
         ``num_classes`` if that is given, whose code is run; or ``embedded``, ``embedded-vgg``,
         ``embedded-resnet``, ``embedded-densenet``, the packaged models.
     weights : str or Path, optional
-        A ``.safetensors``, ``.pth`` or ``.pt`` file, read without executing anything in it; an
+        A ``.safetensors`` file or one of PyTorch's, read without executing anything in it; an
         entry of torchvision's weight enum (``DEFAULT``, ``IMAGENET1K_V2``); ``pretrained`` for
         timm; ``random``. By default, packaged models have their packaged weights, all others
         random ones. If enum or timm weights are for another number of classes, the last layer is
@@ -58,7 +58,8 @@ def load_model(
     LoadedModel
         The model, and the preprocessing of the weights: from torchvision's enum (the default
         one without an enum), from timm's data configuration, from the attribute
-        ``preprocessing`` of the factory's model or module, else ImageNet's 256/224.
+        ``preprocessing`` of the factory's model or module, else ImageNet's 256/224. The names of
+        the model's outputs, where they are known, are ``preprocessing.classes``.
 
     Raises
     ------
@@ -69,7 +70,7 @@ def load_model(
         raise TrompeError(f"num_classes is {num_classes}; a classifier needs 1 or more.")
     if weights is None:
         weights = packaged_weights(name) if name in EMBEDDED else "random"
-    is_file = Path(weights).suffix in SUFFIXES
+    is_file = Path(weights).suffix in SUFFIXES or (weights != "random" and Path(weights).is_file())
     state = read_weights(Path(weights)) if is_file else None
     pretrained = None if is_file or weights == "random" else str(weights)
     with _seeded(seed):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,21 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchvision.models import DenseNet, GoogLeNet, Inception3
 
-from trompe.base.messages import first_sentence
+from trompe.base.messages import first_sentence, listed
 from trompe.errors import TrompeError
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 _NESTS = ("state_dict", "model_state_dict", "model")
-_WRAPPERS = ("module.", "_orig_mod.")
-_NAMED = 3
+_EXTRA = "_extra_state"
 
 _log = logging.getLogger(__name__)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Any]:
     """Return the state dict in a ``.safetensors``, ``.pth`` or ``.pt`` file, on the CPU.
 
-    Nothing in the file is executed. A dict nested under ``state_dict``, ``model_state_dict`` or
-    ``model`` is found.
+    Nothing in the file is executed. A state dict nested in others is found: that under
+    ``state_dict``, ``model_state_dict`` or ``model``, or the only one.
 
     Raises
     ------
@@ -60,12 +60,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fit_weights(
-    model: nn.Module, state: Mapping[str, Tensor], origin: str, *, new_head: bool = False
+    model: nn.Module, state: Mapping[str, Any], origin: str, *, new_head: bool = False
 ) -> None:
     """Copy `state` into `model`, in the model's precision; every key must fit.
 
-    Keys of a parallel or compiled model, and of DenseNet as torchvision once named them, are
-    translated; the auxiliary heads of GoogLeNet and Inception are left out.
+    A prefix comes off that wrappers have put before the names (``module.``, ``model.``, ``ema.``,
+    nested ones): the one under which most of the model is found. DenseNet's keys as torchvision
+    once named them are translated; the auxiliary heads of GoogLeNet and Inception are left out.
+    Extra state is taken where there is some, else the model keeps its own.
 
     Parameters
     ----------
@@ -81,26 +83,32 @@ def fit_weights(
     Raises
     ------
     TrompeError
-        If keys are missing, unexpected or of another shape, or if a weight is not a number.
+        If keys are missing, unexpected or of another shape, or if a weight is NaN or infinite.
     """
-    expected = model.state_dict()
-    state = _translated(state, model, expected)
-    reshaped = [k for k, v in state.items() if k in expected and v.shape != expected[k].shape]
+    expected = _tensors(model.state_dict())
+    sound = {k for k, v in expected.items() if v.isfinite().all()}
+    state = _translated(_unwrapped(state, expected, origin), model)
+    given = _tensors(state)
+    reshaped = [k for k, v in given.items() if k in expected and v.shape != expected[k].shape]
     fitting = OrderedDict((k, v) for k, v in state.items() if k not in reshaped)
     # MNASNet refuses a state dict without a version, and safetensors hold none.
     fitting._metadata = {"": {"version": model._version}}  # type: ignore[attr-defined]
     missing, unexpected = model.load_state_dict(fitting, strict=False)
     filled = {expected[k].data_ptr() for k in fitting if k in expected}
-    missing = [k for k in missing if k not in reshaped and expected[k].data_ptr() not in filled]
+    missing = [
+        k
+        for k in missing
+        if k in expected and k not in reshaped and expected[k].data_ptr() not in filled
+    ]
 
-    classes = _classes(reshaped, state, expected)
+    classes = _classes(reshaped, given, expected)
     if missing or unexpected or (reshaped and classes is None):
         misfits = (
-            _listed("missing", (f"{k} {_shape(expected[k])}" for k in missing)),
-            _listed("unexpected", (f"{k} {_shape(state[k])}" for k in unexpected)),
-            _listed(
+            listed("missing", (f"{k} {_shape(expected[k])}" for k in missing)),
+            listed("unexpected", (f"{k} {_shape(state[k])}" for k in unexpected)),
+            listed(
                 "of another shape",
-                (f"{k} {_shape(state[k])} instead of {_shape(expected[k])}" for k in reshaped),
+                (f"{k} {_shape(given[k])} instead of {_shape(expected[k])}" for k in reshaped),
             ),
         )
         raise TrompeError(
@@ -114,13 +122,22 @@ def fit_weights(
         )
     if reshaped:
         _log.info("%s: loaded, but for a new last layer (%s)", origin, ", ".join(reshaped))
-    broken = _listed("NaN", (k for k, v in model.state_dict().items() if v.isnan().any()))
+    broken = {k: v for k, v in expected.items() if k in sound and not v.isfinite().all()}
     if broken:
-        raise TrompeError(f"{origin} holds weights that are {broken}; give other weights.")
+        kinds = (
+            listed("NaN", (k for k, v in broken.items() if v.isnan().any())),
+            listed("infinite", (k for k, v in broken.items() if v.isinf().any())),
+        )
+        raise TrompeError(
+            f"{origin} holds weights that are {' and '.join(filter(None, kinds))}; give other "
+            "weights."
+        )
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
     """Write the model's parameters and buffers to `path` as safetensors, wholly or not at all.
+
+    Extra state of modules is written as far as it is tensors; a warning names what is not.
 
     Raises
     ------
@@ -128,10 +145,17 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         If the file cannot be written; one that was there before is kept.
     """
     path = Path(path)
+    state = model.state_dict()
+    held = _tensors(state)
+    if left := listed("kinds of extra state", (name for name in state if name not in held)):
+        warnings.warn(
+            f"{path} holds tensors alone, without {left}: a model that reads it keeps its own.",
+            stacklevel=2,
+        )
     # Copied, because safetensors refuses tensors that share memory.
     tensors = {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
+        for name, tensor in held.items()
     }
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -150,35 +174,89 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
             part.unlink()
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    for nest in _NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
+def _state_dict(content: Any, path: Path) -> dict[str, Any]:
+    """The state dict in what a file holds, which may be nested in mappings."""
     if not isinstance(content, Mapping) or not content:
         raise TrompeError(
             f"{path} holds no state dict but a {type(content).__name__}; give a file saved from "
             "model.state_dict()."
         )
-    strange = [
-        str(k) for k, v in content.items() if not (isinstance(k, str) and isinstance(v, Tensor))
-    ]
-    if strange:
+    found = dict(_state_dicts(content))
+    if not found:
+        strange = [str(k) for k, v in content.items() if not _is_weight(k, v)]
         raise TrompeError(
-            f"{path} holds no state dict: {_listed('entries that are no named tensors', strange)}; "
+            f"{path} holds no state dict: {listed('entries that are no named tensors', strange)}; "
             "give a file saved from model.state_dict()."
         )
-    return dict(content)
+    usual = ([name for name in found if name.split(".")[0] == nest] for nest in _NESTS)
+    names = next(filter(None, usual), [*found])
+    largest = max(len(found[name]) for name in names)
+    names = [name for name in names if len(found[name]) == largest]
+    if len(names) > 1:
+        raise TrompeError(
+            f"{path} holds {listed('state dicts', names)}; save the one you mean to a file of its "
+            "own."
+        )
+    return dict(found[names[0]])
 
 
-def _translated(
-    state: Mapping[str, Tensor], model: nn.Module, expected: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _state_dicts(
+    content: Mapping[Any, Any], name: str = ""
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All mappings of names to tensors in nested mappings, by their dotted names."""
+    if any(isinstance(v, Tensor) for v in content.values()) and all(
+        _is_weight(k, v) for k, v in content.items()
+    ):
+        yield name, content
+        return
+    for key, inner in content.items():
+        if isinstance(key, str) and isinstance(inner, Mapping):
+            yield from _state_dicts(inner, f"{name}.{key}".removeprefix("."))
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and (isinstance(value, Tensor) or name.endswith(_EXTRA))
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _unwrapped(
+    state: Mapping[str, Any], expected: Mapping[str, Tensor], origin: str
+) -> Mapping[str, Any]:
+    """The part of a state under the prefix that leaves most names that the model has."""
+    if not any("_orig_mod." in k for k in expected):
+        state = {k.replace("_orig_mod.", ""): v for k, v in state.items()}
+    hits: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        for depth in range(len(parts)):
+            own = expected.get(".".join(parts[depth:]))
+            if own is not None and own.shape == getattr(state[name], "shape", None):
+                hits["".join(f"{part}." for part in parts[:depth])] += 1
+    most = max(hits.values(), default=0)
+    if not most or hits[""] == most or 2 * most < len(expected):
+        return state
+    prefixes = [prefix for prefix, count in hits.items() if count == most]
+    if len(prefixes) > 1:
+        raise TrompeError(
+            f"{origin} holds the model's weights several times, after {' and '.join(prefixes)}; "
+            "save those you mean to a file of their own."
+        )
+    rest = [name for name in state if not name.startswith(prefixes[0])]
+    if rest:
+        warnings.warn(
+            f"Of {origin}, what begins with '{prefixes[0]}' is taken, without "
+            f"{listed('others', rest)}.",
+            stacklevel=4,
+        )
+    return {k.removeprefix(prefixes[0]): v for k, v in state.items() if k not in rest}
+
+
+def _translated(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Return `state` under the names that `model` has for them, without auxiliary heads."""
     state = dict(state)
-    for wrapper in _WRAPPERS:
-        wrapped = all(k.startswith(wrapper) for k in state)
-        if wrapped and not any(k.startswith(wrapper) for k in expected):
-            state = {k.removeprefix(wrapper): v for k, v in state.items()}
     if isinstance(model, DenseNet):
         old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
         state = {old.sub(r"\1\2.", k): v for k, v in state.items()}
@@ -200,13 +278,5 @@ def _classes(
     return given.pop() if len(given) == len(wanted) == 1 else None
 
 
-def _shape(tensor: Tensor) -> list[int]:
-    return list(tensor.shape)
-
-
-def _listed(what: str, items: Iterable[str]) -> str:
-    """Return ``5 missing (a, b, c and 2 more)``, or nothing if there are no items."""
-    items = list(items)
-    named = ", ".join(items[:_NAMED])
-    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    return f"{len(items)} {what} ({named}{more})" if items else ""
+def _shape(value: Any) -> list[int] | str:
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -7,12 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from trompe.data.reader import read_mask
 from trompe.errors import TrompeError
 from trompe.maps import border
 from trompe.objectives.objective import Maps, Objective, above_margin
@@ -73,7 +71,9 @@ class Location(Objective):
 
     @cached_property
     def _given(self) -> Tensor:
-        mask = self.mask.detach() if isinstance(self.mask, Tensor) else _read(Path(str(self.mask)))
+        mask = (
+            self.mask.detach() if isinstance(self.mask, Tensor) else read_mask(Path(str(self.mask)))
+        )
         if mask.dim() != 2:
             raise TrompeError(f"A location mask is [h, w], not {tuple(mask.shape)}.")
         if not bool(((mask >= 0) & (mask <= 1)).all()):
@@ -82,14 +82,3 @@ class Location(Objective):
                 f"{float(mask.max()):g}. Divide it by its maximum."
             )
         return mask.float().clone()
-
-
-def _read(path: Path) -> Tensor:
-    try:
-        with Image.open(path) as image:
-            return torch.from_numpy(np.asarray(image.convert("L"), dtype=np.float32) / 255)
-    except (OSError, ValueError) as error:
-        raise TrompeError(
-            f"The location mask '{path}' can't be read as an image; give a PNG whose bright "
-            "pixels are where the heatmap should go."
-        ) from error
