@@ -255,7 +255,7 @@ class Tape(TorchFunctionMode):
         if leaf not in self._live:
             whole = leaf if leaf._base is None else leaf._base
             if whole in self._lost or whole in self._live:
-                writer = self._lost[whole] if whole in self._lost else "The model"
+                writer = self._lost.get(whole, "The model")  # type: ignore[no-untyped-call]
                 raise TrompeError(
                     f"{writer} writes into a part of a tensor that is "
                     "read as a whole, or the other way round, which can't be followed; use the "
