@@ -2,7 +2,7 @@
 
 What a saturating function computes is like a gate, more or less (Arras et al. 2019); it stays one
 however it is scaled, reshaped, spread or combined with others of its kind, until a layer with
-weights or a norm makes new features of it.
+weights or a norm makes new features of it. Layers that mix attention leave it what it is.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from trompe.explainers.relevance.operations import WEIGHTED
 from trompe.explainers.relevance.record import Operation, Value
 
+_ATTENTION = 4
 _SATURATING = {
-    **dict.fromkeys(("softmax", "sigmoid", "hardsigmoid"), 3),
+    "softmax": _ATTENTION,
+    **dict.fromkeys(("sigmoid", "hardsigmoid"), 3),
     "tanh": 2,  # in tanh · sigmoid the signal
     **dict.fromkeys(("relu6", "hardtanh", "clamp"), 1),  # part of a hard sigmoid written out
 }
@@ -27,10 +29,10 @@ def gate(operation: Operation) -> int:
     own = _SATURATING.get(operation.name, 0)
     if operation.name == "clamp" and len(_bounds(operation)) < 2:
         own = 0
-    if operation.kind in WEIGHTED or operation.name in _NORMS:
-        return own
     inputs = operation.inputs[:1] if operation.name in _OF_THE_FIRST else operation.inputs
-    return max(own, min(value.gate for value in inputs))
+    passed_on = min(value.gate for value in inputs)
+    renewed = operation.kind in WEIGHTED or operation.name in _NORMS
+    return own if renewed and passed_on < _ATTENTION else max(own, passed_on)
 
 
 def signals(factors: Sequence[Value]) -> list[bool]:

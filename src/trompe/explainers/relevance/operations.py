@@ -31,7 +31,7 @@ KINDS: dict[str, str] = {
 
 PRODUCTS: dict[str, int] = {
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "outer", "ger"), 0),
-    **dict.fromkeys(("einsum", "tensordot", "kron", "linalg_vecdot", "linalg_multi_dot"), 0),
+    **dict.fromkeys(("einsum", "tensordot", "kron", "vecdot", "multi_dot", "chain_matmul"), 0),
     **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv", "addr"), 1),
 }
 """Products of tensors, each with how many tensors stand before the factors, to be added.
@@ -40,21 +40,17 @@ One followed factor, times constants, is of the kind ``linear``; several are a `
 """
 
 ALIASES: dict[str, str] = {
-    **dict.fromkeys(("radd", "iadd"), "add"),
-    **dict.fromkeys(("isub", "subtract"), "sub"),
-    **dict.fromkeys(("rmul", "imul", "multiply"), "mul"),
-    **dict.fromkeys(("idiv", "divide", "true_divide", "truediv"), "div"),
+    **dict.fromkeys(("divide", "true_divide"), "div"),
     **dict.fromkeys(("concat", "concatenate"), "cat"),
-    **dict.fromkeys(("linalg_matmul", "chain_matmul"), "matmul"),
     **{f"{name}_with_indices": name for name in (f"max_pool{d}d" for d in (1, 2, 3))},
     **{f"{name}_with_indices": name for name in (f"adaptive_max_pool{d}d" for d in (1, 2, 3))},
+    "subtract": "sub",
+    "multiply": "mul",
     "negative": "neg",
     "absolute": "abs",
     "clip": "clamp",
-    "special_expit": "sigmoid",
-    "special_softmax": "softmax",
+    "expit": "sigmoid",
     "log_sigmoid": "logsigmoid",
-    "special_logsumexp": "logsumexp",
 }
 """Other names of the same operations."""
 
@@ -66,12 +62,13 @@ VALUES_NOT_READ: set[str] = set()
 
 
 def operation_name(function: Callable[..., Any]) -> str:
-    """The one name of a function, its method, its in-place, its reflected form and its aliases."""
+    """The one name of a function, its method, in-place and reflected forms, and its aliases."""
     name: str = getattr(function, "__name__", str(function))
     if name == "__get__":  # a property, such as Tensor.T
         owner: Any = getattr(function, "__self__", function)
         name = owner.__name__
     name = name.partition(".")[0].strip("_")
+    name = name.removeprefix("special_").removeprefix("linalg_")
     return ALIASES.get(name, name)
 
 

@@ -38,7 +38,7 @@ _MOVING = (
     *("unsafe_split_with_sizes", "hsplit", "vsplit", "dsplit", "unbind", "pad"),
     *("constant_pad_nd", "expand", "expand_as", "broadcast_to", "broadcast_tensors", "meshgrid"),
     *("repeat", "repeat_interleave", "tile", "unfold", "as_strided", "pixel_shuffle"),
-    *("pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
+    *("pixel_unshuffle", "channel_shuffle"),
     *(f"max_unpool{d}d" for d in (1, 2, 3)),
 )
 _CHOOSING = (
@@ -67,7 +67,7 @@ def winner(operation: Operation, relevance: Tensor) -> list[Tensor | None]:
     return _rerouted(operation, [t.to(relevance.dtype) for t in operation.tensors], relevance)
 
 
-@register_rule("norm", "linalg_norm", "linalg_vector_norm")
+@register_rule("norm", "vector_norm")
 def norm(operation: Operation, relevance: Tensor) -> list[Tensor]:
     """Relevance of (Σ |a|^p)^(1/p) is shared in proportion to |a|^p, as by LRP-0 on that sum."""
     inputs, z = run(operation.run, [t.to(relevance.dtype) for t in operation.tensors])
@@ -86,7 +86,7 @@ def _rerouted(
     operation: Operation, tensors: Sequence[Tensor], relevance: Tensor
 ) -> list[Tensor | None]:
     inputs, z = run(operation.run, tensors)
-    return pull(z, inputs, relevance)
+    return pull(z, inputs, relevance) if z.requires_grad else [None] * len(inputs)
 
 
 @register_rule("mul", reads_values=False)

@@ -54,7 +54,14 @@ _LEAVING = {
     *("quantize_per_tensor", "quantize_per_channel", "quantize_per_tensor_dynamic"),
 }
 
-_IN_PLACE = re.compile(r"\w*[^_]_|__i(add|sub|mul|div|truediv)__|__setitem__")
+# Operations recorded as those that they stand for.
+_WRITTEN_OUT: dict[str, Callable[..., Any]] = {
+    "addcmul": lambda input, tensor1, tensor2, *, value=1: input + tensor1 * tensor2 * value,
+    "addcdiv": lambda input, tensor1, tensor2, *, value=1: input + tensor1 / tensor2 * value,
+    "lerp": lambda input, end, weight: input * (1 - weight) + end * weight,
+}
+
+_IN_PLACE = re.compile(r"\w*[^_]_|__setitem__")
 
 
 class Tape(TorchFunctionMode):
@@ -169,7 +176,7 @@ class Tape(TorchFunctionMode):
             return func(*args, **kwargs)
         name = operation_name(func)
         known = name in KINDS or name in PRODUCTS or name in RULES
-        if not known and (composed := _composed(func)) is not None:
+        if not known and (composed := _composed(func, name)) is not None:
             with self._listening():
                 return composed(*args, **kwargs)
         with self.paused():
@@ -295,8 +302,10 @@ class _Unseen(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @cache
-def _composed(function: Callable[..., Any]) -> Callable[..., Any] | None:
-    """A function that PyTorch writes in Python, so that what it calls can be heard."""
+def _composed(function: Callable[..., Any], name: str) -> Callable[..., Any] | None:
+    """A function so that what it calls can be heard, if PyTorch writes it in Python."""
+    if getattr(function, "__name__", "") in _WRITTEN_OUT:
+        return _WRITTEN_OUT[name]
     if not isinstance(function, FunctionType) or not function.__module__.startswith("torch."):
         return None
     code = function.__code__
