@@ -1,4 +1,4 @@
-"""Every operation with a rule: that PyTorch calls it so, in all its forms, and what the rule says."""
+"""Every operation with a rule, in all forms in which PyTorch knows it."""
 
 import itertools
 

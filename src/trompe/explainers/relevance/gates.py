@@ -20,7 +20,7 @@ _SATURATING = {
     **dict.fromkeys(("relu6", "hardtanh", "clamp"), 1),  # part of a hard sigmoid written out
 }
 # Operations in which the first tensor is all that relevance goes to.
-_OF_THE_FIRST = {"div", "pow", "expand_as", "view_as", "reshape_as", "type_as"}
+_OF_THE_FIRST = {"div", "pow"}
 _NORMS = {f"{kind}_norm" for kind in ("batch", "instance", "group", "layer", "rms")}
 
 

@@ -36,7 +36,7 @@ PRODUCTS: dict[str, int] = {
 }
 """Products of tensors, each with how many tensors stand before the factors, to be added.
 
-One followed factor, times constants, is of the kind ``linear``; several are a ``product``.
+A followed factor times a constant is of the kind ``linear``, others are a ``product``.
 """
 
 ALIASES: dict[str, str] = {

@@ -87,9 +87,10 @@ class Operation:
             added, factors = operands[: PRODUCTS[self.name]], operands[PRODUCTS[self.name] :]
             if any(isinstance(operand, Value) for operand in added):
                 return ""
-            if sum(isinstance(factor, Value) for factor in factors) > 1:
-                return "product"
-            return "linear" if len(factors) > 1 else "average-pool"
+            if len(factors) == 1:  # of einsum
+                return "average-pool"
+            constants = [factor for factor in factors if isinstance(factor, Tensor)]
+            return "linear" if len(factors) == 2 and constants else "product"
         return "product" if kind in WEIGHTED and isinstance(operands[0], Tensor) else kind
 
     def __str__(self) -> str:

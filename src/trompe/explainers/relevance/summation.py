@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,11 +81,14 @@ def _is_nonnegative(operation: Operation, tensor: Tensor) -> bool:
 
 
 def _times_constants(operation: Operation, dtype: torch.dtype) -> Summation:
-    """A product of one followed tensor with constants, the first of which is the weight."""
-    numbers = [tensor.to(dtype) for tensor in operation.numbers]
+    """A product of a followed tensor with a constant, its weight."""
+    options = dict(operation.kwargs)
+    alpha, beta = options.pop("alpha", 1), options.pop("beta", 1)
+    plain = replace(operation, kwargs=options)
+    numbers = [tensor.to(dtype) for tensor in plain.numbers]
     added = PRODUCTS[operation.name]
-    own = next(i for i, operand in enumerate(operation.operands) if isinstance(operand, Value))
-    of_weight = added if own != added else added + 1
+    own = next(i for i, operand in enumerate(plain.operands) if isinstance(operand, Value))
+    of_weight = 2 * added + 1 - own
 
     def apply(a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         operands = [*numbers]
@@ -94,15 +97,14 @@ def _times_constants(operation: Operation, dtype: torch.dtype) -> Summation:
             operands[of_weight] = weight
         if added:
             operands[0] = numbers[0].new_zeros(()) if bias is None else bias
-        return operation.call(operands)
+        return plain.call(operands)
 
     return Summation(
         apply,
         (numbers[own],),
-        weight=numbers[of_weight],
-        bias=numbers[0] if added else None,
+        weight=numbers[of_weight] * alpha,
+        bias=numbers[0] * beta if added else None,
         nonnegative=_is_nonnegative(operation, numbers[own]),
-        pure=len(numbers) == added + 2,
     )
 
 

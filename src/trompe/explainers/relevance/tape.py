@@ -48,6 +48,9 @@ _FORM_ONLY = {
     *(f"{how}_like" for how in ("zeros", "ones", "full", "empty", "rand", "randn")),
 }
 
+# Operations that take no more than the form of their second tensor.
+_FORM_OF_SECOND = {"expand_as", "view_as", "reshape_as", "type_as", "to", "sum_to_size"}
+
 # Operations whose result, if nobody follows it, is no tensor of real numbers any more.
 _LEAVING = {
     *("numpy", "array", "tolist", "item", "to", "type", "int", "long", "short", "char", "byte"),
@@ -187,6 +190,8 @@ class Tape(TorchFunctionMode):
         if KINDS.get(name) in WEIGHTED or (name in PRODUCTS and _has_weights(args, kwargs)):
             self.depth += 1
         given = args, {key: value for key, value in kwargs.items() if key != "out"}
+        if name in _FORM_OF_SECOND:
+            given = _first_alone(given)
         found = {leaf: v for leaf in leaves(given) if (v := self._lookup(leaf))}
         if not found or name in _FORM_ONLY:
             return func(*args, **kwargs)
@@ -327,6 +332,15 @@ def _is_in_place(function: Callable[..., Any], args: Args, kwargs: Kwargs) -> bo
     code = getattr(function, "__code__", None)
     named = zip(code.co_varnames[: code.co_argcount], args, strict=False) if code else ()
     return bool((dict(named) | kwargs).get("inplace"))
+
+
+def _first_alone(given: tuple[Args, Kwargs]) -> tuple[Args, Kwargs]:
+    """The call with a tensor of no numbers where only the form of one is taken."""
+    first = next(leaves(given), None)
+    alone: tuple[Args, Kwargs] = substitute(
+        given, lambda leaf: leaf if leaf is first else leaf.new_empty(()).expand(leaf.shape)
+    )
+    return alone
 
 
 def _has_weights(args: Args, kwargs: Kwargs) -> bool:
