@@ -71,11 +71,24 @@ class PositiveNorm(BasicHook):
         )
 
 
-def of_layers(convolution, linear, others):
+class ReleasedNorm(PositiveNorm):
+    """The same at a residual sum, with the sum where the branch should stand, as it was released.
+
+    Zennit's canonizers stack (identity, branch).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.input_modifiers = [
+            lambda x: torch.stack([x[..., 0], x.sum(-1)], -1).clamp(min=0),
+        ]
+
+
+def of_layers(convolution, linear, others, sums=None):
     return lambda canonizers: LayerMapComposite(
         layer_map=[
             (Activation, ZennitPass()),
-            (Sum, others),
+            (Sum, sums or others),
             (AvgPool, others),
             (BatchNorm, ZennitPass()),
             (Convolution, convolution),
@@ -89,6 +102,12 @@ ZENNIT = {
     "epsilon": of_layers(ZennitEpsilon(), ZennitEpsilon(), Norm()),
     "heo2019": of_layers(
         ZennitAlphaBeta(alpha=1, beta=0, stabilizer=0.01), ZennitEpsilon(0.01), PositiveNorm()
+    ),
+    "heo2019-released": of_layers(
+        ZennitAlphaBeta(alpha=1, beta=0, stabilizer=0.01),
+        ZennitEpsilon(0.01),
+        PositiveNorm(),
+        ReleasedNorm(),
     ),
     "epsilon-plus": lambda c: EpsilonPlus(canonizers=c),
     "epsilon-plus-flat": lambda c: EpsilonPlusFlat(canonizers=c),

@@ -21,6 +21,8 @@ from trompe.explainers.relevance import (
     propagate,
 )
 from trompe.explainers.relevance.folding import fold_batch_norm
+from trompe.explainers.relevance.operations import WEIGHTED
+from trompe.explainers.relevance.summation import summations
 
 STABILISER = 0.01
 
@@ -32,9 +34,11 @@ def by_rule(model, x, relevance, rule, fold=False):
     with torch.no_grad(), tape:
         live = x.clone()
         value = tape.start(x, live)
-        assert value.nonnegative == bool((x >= 0).all())
         output = tape.value(model(live))
     with torch.no_grad():
+        first = tape.operations[0]
+        if first.kind in WEIGHTED:
+            assert summations(first, x.dtype)[0].nonnegative == bool((x >= 0).all())
         return propagate(tape, output, relevance, composite, {value}, fold=fold)[value]
 
 
@@ -171,6 +175,142 @@ def test_padding_modes(mode):
     layer = random_like(nn.Conv2d(2, 3, 3, padding=1, padding_mode=mode).double(), generator)
     x = torch.randn(1, 2, 5, 6, generator=generator, dtype=torch.float64)
     assert_follows(layer, x, Epsilon(STABILISER), slow_epsilon, generator)
+
+
+GRID = torch.linspace(-1, 1, 30, dtype=torch.float64).view(1, 1, 6, 5)
+
+
+def written(x):
+    canvas = torch.zeros(1, 3, 6, 5, dtype=torch.float64)
+    canvas[:, :2] = x
+    canvas[:, 2:] = GRID
+    return canvas
+
+
+SIGNED = {
+    "joined with coordinates": lambda x: torch.cat([x, GRID], 1),
+    "stacked with a constant": lambda x: torch.stack([x, GRID.expand_as(x)], 2).flatten(1, 2),
+    "less its transpose": lambda x: torch.add(x, x.flip(-1), alpha=-2),
+    "times a constant": lambda x: x * GRID,
+    "times a number": lambda x: torch.mul(x, -1.0),
+    "plus a number": lambda x: x + -1.0,
+    "padded": lambda x: nn.functional.pad(x, (1, 1), value=-2.0),
+    "filled": lambda x: x.masked_fill(GRID < 0, -1.0),
+    "chosen": lambda x: torch.where(GRID < 0, GRID, x),
+    "scaled in place": lambda x: x.clone().mul_(-0.5),
+    "averaged with a negative scale": lambda x: (-x).mean(1, keepdim=True),
+    "clamped": lambda x: (x - 1).clamp(-0.5, 0.5),
+    "leaky": lambda x: nn.functional.leaky_relu(x - 1),
+    "hard tanh": lambda x: nn.functional.hardtanh(x - 1, max_val=1.0),
+    "written into a canvas": written,
+}
+
+
+@pytest.mark.parametrize("mix", SIGNED.values(), ids=SIGNED)
+def test_signs_of_inputs_are_those_of_their_numbers(mix):
+    """z⁺ at a convolution, whatever computed its input from non-negative numbers."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 2, 6, 5, generator=generator, dtype=torch.float64)
+    mixed = mix(x)
+    assert (mixed < 0).any()
+    layer = random_like(nn.Conv2d(mixed.shape[1], 3, 3, padding=1).double(), generator)
+    relevance = torch.randn(layer(mixed).shape, generator=generator, dtype=torch.float64)
+    tape = Tape(layer)
+    with torch.no_grad(), tape:
+        live = x.clone()
+        tape.start(x, live)
+        output = tape.value(layer(mix(live)))
+    (at,) = (o.inputs[0] for o in tape.operations if o.name == "conv2d")
+    composite = Composite("z-plus", (Choice(AlphaBeta(1, 0, STABILISER), "convolution"),))
+    with torch.no_grad():
+        ours = propagate(tape, output, relevance, composite.extended("", *REST), {at})[at]
+    w, b = matrices(layer, mixed[0])
+    theirs = slow_alpha_beta(1, 0)(w, b, mixed.flatten(), relevance.flatten())
+    torch.testing.assert_close(ours.flatten(), theirs, rtol=1e-8, atol=1e-8)
+
+
+REST = [Choice(Epsilon(), kind) for kind in ("sum", "average-pool")]
+
+
+class Times(nn.Module):
+    def __init__(self, function, *weights):
+        super().__init__()
+        self.function, self.weights = function, weights
+
+    def forward(self, a):
+        return self.function(a, *self.weights)
+
+
+W, V = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+PRODUCTS_WITH_CONSTANTS = {
+    "a @ w": Times(torch.matmul, W),
+    "w @ a": Times(lambda a, w: w @ a, W),
+    "bmm": Times(torch.bmm, W.expand(3, 4, 4)),
+    "addmm": Times(lambda a, w, b: torch.addmm(b, a[0], w), W, V[0]),
+    "baddbmm": Times(lambda a, w, b: torch.baddbmm(b, a, w.expand_as(a), alpha=0.5), W, V),
+    "einsum": Times(lambda a, w: torch.einsum("nij,jk->nki", a, w), W),
+    "tensordot": Times(lambda a, w: torch.tensordot(a, w, ([1], [0])), W),
+    "mv": Times(lambda a, w: torch.mv(w, a[0, 0]), W),
+    "a weight of the image's form": Times(lambda a, w: torch.bmm(a, w.expand_as(a)), W),
+}
+
+
+@pytest.mark.parametrize(("rule", "slow"), EVERY)
+@pytest.mark.parametrize("model", PRODUCTS_WITH_CONSTANTS.values(), ids=PRODUCTS_WITH_CONSTANTS)
+def test_products_with_constants_are_linear_layers(rule, slow, model):
+    x = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    out = model(x)
+    relevance = torch.randn(
+        out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
+    w = torch.autograd.functional.jacobian(model, x).reshape(out.numel(), -1)
+    b = model(torch.zeros_like(x)).flatten()
+    for a in (x, x.abs()):
+        theirs = slow(w, b, a.flatten(), relevance.flatten())
+        ours = by_rule(model, a, relevance, rule).flatten()
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+def test_products_with_several_constants_take_epsilon():
+    x = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = Times(lambda a, w, v: torch.einsum("nij,jk,kl->nil", a, w, v), W, V)
+    ours = by_rule(model, x, torch.ones_like(x), Epsilon(STABILISER))
+    w = torch.autograd.functional.jacobian(model, x).reshape(x.numel(), -1)
+    theirs = slow_epsilon(w, 0, x.flatten(), torch.ones(x.numel(), dtype=torch.float64))
+    torch.testing.assert_close(ours.flatten(), theirs, rtol=1e-8, atol=1e-8)
+
+
+PRODUCTS_OF_TWO = {
+    "matmul": lambda a: (a, a.flip(0).tanh().atan(), torch.matmul),
+    "einsum": lambda a: (a, a.square(), lambda p, q: torch.einsum("nij,nkj->nik", p, q)),
+    "with its own transpose": lambda a: (a, a.mT, torch.matmul),
+}
+
+
+@pytest.mark.parametrize("factors", PRODUCTS_OF_TWO.values(), ids=PRODUCTS_OF_TWO)
+def test_factors_of_a_product_share_alike_each_by_epsilon(factors):
+    x = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    left, right, multiply = factors(x)
+    left, right = left.clone(), right.clone()
+    z = multiply(left, right)
+    relevance = torch.randn(
+        z.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
+    tape = Tape(nn.Identity())
+    with torch.no_grad(), tape:
+        starts = [tape.start(tensor, tensor) for tensor in (left, right)]
+        output = tape.value(multiply(left, right))
+    composite = Composite("epsilon", tuple(EPSILON))
+    with torch.no_grad():
+        ours = propagate(tape, output, relevance, composite, {*starts})
+    jacobians = torch.autograd.functional.jacobian(multiply, (left, right))
+    for start, factor, jacobian in zip(starts, (left, right), jacobians, strict=True):
+        w = jacobian.reshape(z.numel(), -1)
+        theirs = slow_epsilon(w, 0, factor.flatten(), relevance.flatten() / 2)
+        torch.testing.assert_close(ours[start].flatten(), theirs, rtol=1e-8, atol=1e-8)
+
+
+EPSILON = [Choice(Epsilon(STABILISER), kind) for kind in Epsilon.kinds]
 
 
 class Difference(nn.Module):

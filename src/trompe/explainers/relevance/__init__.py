@@ -1,16 +1,24 @@
 """Layer-wise relevance propagation: record what a model does, then send relevance back through it.
 
-``tape`` records the operations of one forward pass, ``operations`` says what they are. Those that
-compute a weighted sum (``summation``) share relevance out by the ``rules`` that ``composites``
-choose; the others pass it on (``routing``). ``folding`` merges BatchNorm into its neighbours,
+``tape`` writes the operations of one forward pass down (``record``), ``operations`` says what they
+are. Those that compute a weighted sum (``summation``) share relevance out by the ``rules`` that
+``composites`` choose; the others pass it on (``routing``), of signal and gate (``gates``) to the
+signal. ``folding`` merges BatchNorm into its neighbours,
 ``propagate`` walks the record backwards, ``conservation`` says what was lost on the way.
 """
 
 from trompe.explainers.relevance import routing as routing
-from trompe.explainers.relevance.composites import COMPOSITES, Choice, Composite, find_composite
+from trompe.explainers.relevance.composites import (
+    COMPOSITES,
+    RULE_NAMES,
+    Choice,
+    Composite,
+    find_composite,
+)
 from trompe.explainers.relevance.conservation import conservation
 from trompe.explainers.relevance.operations import register_rule
 from trompe.explainers.relevance.propagate import Observer, propagate
+from trompe.explainers.relevance.record import Operation, Value
 from trompe.explainers.relevance.rules import (
     AlphaBeta,
     Box,
@@ -18,13 +26,15 @@ from trompe.explainers.relevance.rules import (
     Flat,
     Gamma,
     Pass,
+    ReleasedSum,
     Rule,
     WSquare,
 )
-from trompe.explainers.relevance.tape import Operation, Tape, Value
+from trompe.explainers.relevance.tape import Tape
 
 __all__ = [
     "COMPOSITES",
+    "RULE_NAMES",
     "AlphaBeta",
     "Box",
     "Choice",
@@ -35,6 +45,7 @@ __all__ = [
     "Observer",
     "Operation",
     "Pass",
+    "ReleasedSum",
     "Rule",
     "Tape",
     "Value",

@@ -12,9 +12,13 @@ from typing import Any
 
 import yaml
 
+from trompe.base import code
+from trompe.base.identity import Identified
 from trompe.base.messages import check_name
+from trompe.base.registry import Registry
 from trompe.errors import TrompeError
 from trompe.explainers.relevance.operations import KINDS, RULES, OperationRule
+from trompe.explainers.relevance.record import Operation
 from trompe.explainers.relevance.rules import (
     AlphaBeta,
     Box,
@@ -22,21 +26,28 @@ from trompe.explainers.relevance.rules import (
     Flat,
     Gamma,
     Pass,
+    ReleasedSum,
     Rule,
     WSquare,
 )
-from trompe.explainers.relevance.tape import Operation
 
-RULE_NAMES: dict[str, Callable[..., Rule]] = {
-    **{rule.name: rule for rule in (Epsilon, AlphaBeta, Gamma, Flat, WSquare, Box, Pass)},
-    "zero": partial(Epsilon, 0.0),
-    "z-plus": partial(AlphaBeta, 1.0, 0.0),
-}
+RULE_NAMES: Registry[Rule] = Registry(
+    "LRP rule",
+    Rule,  # type: ignore[type-abstract]
+    {
+        **{
+            rule.name: rule
+            for rule in (Epsilon, AlphaBeta, Gamma, Flat, WSquare, Box, Pass, ReleasedSum)
+        },
+        "zero": partial(Epsilon, 0.0),
+        "z-plus": partial(AlphaBeta, 1.0, 0.0),
+    },
+)
 """Rules by the name that they have in a composite's YAML."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Identified):
     """A rule for the operations that meet every condition given.
 
     Parameters
@@ -44,7 +55,8 @@ class Choice:
     rule
         The rule; only for operations of a kind that it is made for (``rule.kinds``).
     kind
-        ``"linear"``, ``"convolution"``, ``"sum"``, ``"average-pool"`` or ``"layer-norm"``.
+        ``"linear"``, ``"convolution"``, ``"sum"``, ``"average-pool"``, ``"layer-norm"`` or
+        ``"product"`` (of several inputs, as in attention).
     layer
         Pattern of the module's name, e.g. ``"classifier.*"``.
     depth
@@ -88,11 +100,25 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Composite:
-    """A choice of rules; the first one that fits an operation counts."""
+class Composite(Identified):
+    """A choice of rules; the first one that fits an operation counts.
+
+    Composites of the same choices are equal, whatever they are called.
+    """
 
     name: str
     choices: tuple[Choice, ...]
+
+    def __call__(self) -> Composite:
+        """The composite itself: it can be registered as what makes one."""
+        return self
+
+    def identity(self) -> Any:
+        """The choices."""
+        return self.choices
+
+    def __str__(self) -> str:
+        return self.name
 
     def extended(self, name: str, *choices: Choice) -> Composite:
         """A composite in which ``choices`` come before this one's."""
@@ -117,8 +143,9 @@ class Composite:
         rule = RULES.get(operation.name)
         if rule is None:
             raise TrompeError(
-                f"{operation} has no relevance rule; write one, decorated with "
-                f"@trompe.explainers.relevance.register_rule('{operation.name}'), or explain a "
+                f"{operation} has no relevance rule; write one: a function of the operation and "
+                "its relevance that returns the relevance of each input, decorated with "
+                f"@trompe.explainers.relevance.register_rule('{operation.name}'). Or explain a "
                 "layer above it."
             )
         return rule
@@ -135,6 +162,7 @@ def _composite(
     convolution: Rule,
     sums: Rule = _EPSILON,
     layer_norm: Rule = _PASS,
+    product: Rule = _EPSILON,
 ) -> Composite:
     others = {
         "linear": linear,
@@ -142,57 +170,68 @@ def _composite(
         "sum": sums,
         "average-pool": sums,
         "layer-norm": layer_norm,
+        "product": product,
     }
     return Composite(name, (*first, *(Choice(rule, kind) for kind, rule in others.items())))
 
 
-COMPOSITES = {
-    composite.name: composite
-    for composite in (
-        _composite(
-            "heo2019",
-            linear=Epsilon(0.01),
-            convolution=AlphaBeta(1, 0, 0.01),
-            sums=AlphaBeta(1, 0, 1e-6),
-        ),
-        _composite("epsilon", linear=_EPSILON, convolution=_EPSILON, layer_norm=_EPSILON),
-        _composite("epsilon-plus", linear=_EPSILON, convolution=_Z_PLUS),
-        _composite("epsilon-plus-flat", _FLAT, linear=_EPSILON, convolution=_Z_PLUS),
-        _composite("epsilon-alpha2-beta1", linear=_EPSILON, convolution=_ALPHA2_BETA1),
-        _composite("epsilon-alpha2-beta1-flat", _FLAT, linear=_EPSILON, convolution=_ALPHA2_BETA1),
-        _composite("epsilon-gamma-box", _BOX, linear=_EPSILON, convolution=Gamma(0.25)),
-    )
-}
-"""Composites by name. ``heo2019`` is the paper's; the others are Zennit's of the same name.
+_HEO2019 = _composite(
+    "heo2019",
+    linear=Epsilon(0.01),
+    convolution=AlphaBeta(1, 0, 0.01),
+    sums=AlphaBeta(1, 0, 1e-6),
+)
+
+COMPOSITES: Registry[Composite] = Registry(
+    "LRP composite",
+    Composite,
+    {
+        composite.name: composite
+        for composite in (
+            _HEO2019,
+            _HEO2019.extended("heo2019-released", Choice(ReleasedSum(), "sum")),
+            _composite("epsilon", linear=_EPSILON, convolution=_EPSILON, layer_norm=_EPSILON),
+            _composite("epsilon-plus", linear=_EPSILON, convolution=_Z_PLUS),
+            _composite("epsilon-plus-flat", _FLAT, linear=_EPSILON, convolution=_Z_PLUS),
+            _composite("epsilon-alpha2-beta1", linear=_EPSILON, convolution=_ALPHA2_BETA1),
+            _composite(
+                "epsilon-alpha2-beta1-flat", _FLAT, linear=_EPSILON, convolution=_ALPHA2_BETA1
+            ),
+            _composite("epsilon-gamma-box", _BOX, linear=_EPSILON, convolution=Gamma(0.25)),
+        )
+    },
+)
+"""Composites by name. ``heo2019`` is the paper's, ``heo2019-released`` what its code does at
+residual sums (see `ReleasedSum`); the others are Zennit's of the same name.
 
 The box of ``epsilon-gamma-box`` holds any image normalised with ImageNet's mean and deviation; for
 another, extend it with ``Choice(Box(low, high), depth=0)``.
 """
 
 
-def find_composite(composite: str | Composite) -> Composite:
-    """A composite by name, by the path of a YAML file, or as it is.
+def find_composite(composite: str | Path | Composite) -> Composite:
+    """A composite by name, of one's own by ``path/file.py:Name`` or ``package.module:Name``, by the
+    path of a YAML file, or as it is.
 
     The file holds the name of a ``base`` composite (``epsilon`` if none is given) and ``rules``
-    that come before its own, each with its conditions and options::
+    that come before its own, each with its conditions and options. Both names may be of one's
+    own::
 
         base: epsilon-plus
         rules:
           - {depth: 0, rule: box, low: -2.1, high: 2.6}
           - {layer: "classifier.*", rule: epsilon, epsilon: 0.25}
           - {kind: convolution, depth: [1, 5], rule: gamma, gamma: 0.5}
+          - {kind: linear, rule: "my_rules.py:Squared"}
 
     Raises
     ------
     TrompeError
         If there is no such composite, or the file can't be read or says something unknown.
     """
-    if isinstance(composite, Composite):
-        return composite
-    if Path(composite).suffix in (".yaml", ".yml"):
+    if isinstance(composite, str | Path) and Path(composite).suffix in (".yaml", ".yml"):
         return _read(Path(composite))
-    check_name("LRP composite", composite, COMPOSITES)
-    return COMPOSITES[composite]
+    return COMPOSITES.read(composite)
 
 
 def _read(path: Path) -> Composite:
@@ -217,9 +256,28 @@ def _read(path: Path) -> Composite:
 def _choice(line: Mapping[str, Any]) -> Choice:
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in line.items()}
     name = str(options.pop("rule"))
-    check_name("LRP rule", name, RULE_NAMES)
     conditions: list[Any] = [options.pop(key, None) for key in ("kind", "layer", "depth")]
-    known = inspect.signature(RULE_NAMES[name]).parameters
+    return Choice(_rule(name, options), *conditions)
+
+
+def _rule(name: str, options: Mapping[str, Any]) -> Rule:
+    if name in RULE_NAMES or (named := code.own(name)) is None:
+        check_name("LRP rule", name, RULE_NAMES)
+        return _made(name, RULE_NAMES[name], options)
+    with code.imported(named) as (_, factory):
+        return RULE_NAMES.read(_made(name, factory, options) if callable(factory) else factory)
+
+
+def _made(name: str, factory: Callable[..., Rule], options: Mapping[str, Any]) -> Rule:
+    known = inspect.signature(factory).parameters
     for key in options:
         check_name(f"option of the rule '{name}'", key, known)
-    return Choice(RULE_NAMES[name](**options), *conditions)
+    return factory(**{key: _number(value) for key, value in options.items()})
+
+
+def _number(value: Any) -> Any:
+    """The number that a person means by 1e-6, which is text in YAML."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

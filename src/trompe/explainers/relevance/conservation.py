@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trompe.explainers.relevance.operations import OperationRule
+from trompe.explainers.relevance.record import Operation
 from trompe.explainers.relevance.rules import Rule
-from trompe.explainers.relevance.tape import Operation
 
 if TYPE_CHECKING:
     from trompe.explainers.relevance.lrp import LRP
@@ -46,9 +46,13 @@ def conservation(
     rows: list[dict[str, Any]] = []
 
     def observe(
-        operation: Operation, rule: OperationRule, received: Tensor, shares: Sequence[Tensor]
+        operation: Operation,
+        rule: OperationRule,
+        received: Tensor,
+        shares: Sequence[Tensor | None],
     ) -> None:
-        total, kept = _total(received), sum((_total(part) for part in shares), torch.tensor(0.0))
+        total = _total(received)
+        kept = sum((_total(p) for p in shares if p is not None), torch.zeros_like(total))
         bias = stabiliser = torch.zeros_like(total)
         if isinstance(rule, Rule):
             for flow in rule.flows_of(operation, received):

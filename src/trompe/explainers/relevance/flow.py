@@ -26,10 +26,13 @@ def run(forward: Callable[..., Tensor], inputs: Sequence[Tensor]) -> tuple[list[
         return ready, forward(*ready)
 
 
-def pull(z: Tensor, inputs: list[Tensor], weight: Tensor) -> list[Tensor]:
-    """``weight`` times the Jacobian of z, for each input; with a graph if gradients are enabled."""
+def pull(z: Tensor, inputs: list[Tensor], weight: Tensor) -> list[Any]:
+    """``weight`` times the Jacobian of z, for each input; with a graph if gradients are enabled.
+
+    None for an input of which only the form was used.
+    """
     keep = torch.is_grad_enabled()
-    return list(torch.autograd.grad(z, inputs, weight, create_graph=keep))
+    return list(torch.autograd.grad(z, inputs, weight, create_graph=keep, allow_unused=True))
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from types import FunctionType
 
 from torch import Tensor
 
 from trompe.errors import TrompeError
-from trompe.explainers.relevance.tape import Operation, Value
+from trompe.explainers.relevance.record import Operation, Value
 
 _FOLDABLE = ("linear", "conv1d", "conv2d", "conv3d")
 _BATCH_NORM = (
     *("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+)
+_TORCH_BATCH_NORM = (
+    *("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"),
 )
 
 
@@ -41,12 +45,18 @@ def fold_batch_norm(operations: Sequence[Operation], wanted: Collection[Value]) 
     for norm in (operation for operation in operations if operation.name == "batch_norm"):
         before = makers.get(norm.inputs[0])
         after = readers.get(norm.output, [None])[0]
-        if before and before.name in _FOLDABLE and private(norm.inputs[0]):
+        if before and _is_foldable(before) and private(norm.inputs[0]):
             layer = replaced.get(before) or before
             replaced |= {before: None, norm: _into_the_one_before(layer, norm)}
-        elif after and after.name in _FOLDABLE and private(norm.output):
+        elif after and _is_foldable(after) and private(norm.output):
             replaced |= {norm: None, after: _into_the_one_after(norm, after)}
     return [new for o in operations if (new := replaced.get(o, o)) is not None]
+
+
+def _is_foldable(layer: Operation) -> bool:
+    """Whether it is a layer whose weights and bias are not computed from the image."""
+    followed = [isinstance(operand, Value) for operand in layer.operands]
+    return layer.name in _FOLDABLE and followed[0] and not any(followed[1:])
 
 
 def _into_the_one_before(layer: Operation, norm: Operation) -> Operation:
@@ -89,7 +99,8 @@ def _into_the_one_after(norm: Operation, layer: Operation) -> Operation:
 
 
 def _scale_and_shift(norm: Operation) -> tuple[Tensor, Tensor]:
-    given = dict(zip(_BATCH_NORM, norm.args, strict=False)) | norm.kwargs
+    names = _BATCH_NORM if isinstance(norm.function, FunctionType) else _TORCH_BATCH_NORM
+    given = dict(zip(names, norm.args, strict=False)) | norm.kwargs
     if given.get("training") or given["running_mean"] is None:
         raise TrompeError(
             f"{norm} uses the statistics of the batch, which can't be folded into a layer; put the "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -29,8 +30,9 @@ class LRP(Explainer):
         None to find the last spatial layer (the paper's LRP_T). Only the part of the model above
         it is traversed.
     composite
-        ``"heo2019"`` (the paper's) or another name in ``relevance.COMPOSITES``, the path of a YAML
-        file (see ``relevance.find_composite``), or a ``relevance.Composite``.
+        ``"heo2019"`` (the paper's) or another name in ``relevance.COMPOSITES``, one of your own as
+        ``path/file.py:Name``, the path of a YAML file (see ``relevance.find_composite``), or a
+        ``relevance.Composite``.
     batch_norm
         ``"pass"`` sends relevance through BatchNorm unchanged, as the paper; ``"fold"`` treats it
         as part of the layer with weights before or after it.
@@ -44,7 +46,7 @@ class LRP(Explainer):
     name: ClassVar[str] = "lrp"
     reads: ClassVar[Literal["gradients", "relevance", "logits"]] = "relevance"
     layer: str | nn.Module | None = INPUT
-    composite: str | Composite = "heo2019"
+    composite: str | Path | Composite = "heo2019"
     batch_norm: Literal["pass", "fold"] = "pass"
 
     def __post_init__(self) -> None:
@@ -59,6 +61,11 @@ class LRP(Explainer):
     def rules(self) -> Composite:
         """The composite, read."""
         return find_composite(self.composite)
+
+    def identity(self) -> Any:
+        """What the composite says decides, not where it was found."""
+        kind, options = super().identity()
+        return kind, options | {"composite": self.rules}
 
     @property
     def keeps(self) -> tuple[str, ...]:
@@ -90,7 +97,7 @@ class LRP(Explainer):
         resolved = self.resolve(model, images[:1])
         with evaluation_mode(model):
             explained = Explained(Recorded(model, images, [resolved]), classes)
-        relevance = explained.relevance(
-            resolved.site(model), self.rules, fold=self.batch_norm == "fold", observer=observer
-        )
-        return explained.score, relevance
+            relevance = explained.relevance(
+                resolved.site(model), self.rules, fold=self.batch_norm == "fold", observer=observer
+            )
+            return explained.score, relevance

@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from trompe.base import specs
+from trompe.base.identity import Identified
 from trompe.errors import TrompeError
 from trompe.explainers.relevance.flow import Flow
 from trompe.explainers.relevance.operations import WEIGHTED
-from trompe.explainers.relevance.summation import Summation
-from trompe.explainers.relevance.tape import Operation
+from trompe.explainers.relevance.record import Operation
+from trompe.explainers.relevance.summation import Summation, summations
 
 Bound = float | Sequence[float]
 
 
 @dataclass(frozen=True)
-class Rule(ABC):
+class Rule(Identified, ABC):
     """How the operations of some kinds share relevance among their inputs."""
 
     name: ClassVar[str]
@@ -35,18 +36,22 @@ class Rule(ABC):
     def flows(self, summation: Summation, relevance: Tensor) -> list[Flow]:
         """What relevance flows in proportion to."""
 
-    def __call__(self, operation: Operation, relevance: Tensor) -> list[Tensor]:
-        """The relevance of each of the operation's inputs."""
+    def __call__(self, operation: Operation, relevance: Tensor) -> list[Tensor | None]:
+        """The relevance of each of the operation's inputs; None for one that gets nothing."""
         arrived: dict[int, Tensor] = {}
         for flow in self.flows_of(operation, relevance):
             for owner, share in zip(flow.owners, flow.shares(), strict=True):
                 if owner is not None:
                     arrived[owner] = arrived[owner] + share if owner in arrived else share
-        return [arrived[position] for position in range(len(operation.inputs))]
+        return [arrived.get(position) for position in range(len(operation.inputs))]
 
     def flows_of(self, operation: Operation, relevance: Tensor) -> list[Flow]:
         """The flows of a recorded operation."""
-        return self.flows(Summation.of(operation, relevance.dtype), relevance)
+        return [
+            flow
+            for s in summations(operation, relevance.dtype)
+            for flow in self.flows(s, relevance if s.part == 1 else relevance * s.part)
+        ]
 
     def __str__(self) -> str:
         return specs.text(self.name, self)
@@ -57,11 +62,15 @@ class Epsilon(Rule):
     """LRP-ε: z = a·w + b (Bach et al. 2015, eq. 58). ε = 0 is LRP-0.
 
     On a LayerNorm, z is linear in the input with the standard deviation held fixed (Ali et al.
-    2022).
+    2022). On a product of several inputs it is linear in each of them with the others held fixed;
+    gates get nothing, the others share alike (Achtibat et al. 2024).
     """
 
     name: ClassVar[str] = "epsilon"
-    kinds: ClassVar[tuple[str, ...]] = (*WEIGHTED, "sum", "average-pool", "layer-norm")
+    kinds: ClassVar[tuple[str, ...]] = (
+        *WEIGHTED,
+        *("sum", "average-pool", "layer-norm", "product"),
+    )
     epsilon: float = 1e-6
 
     def flows(self, summation: Summation, relevance: Tensor) -> list[Flow]:
@@ -211,15 +220,36 @@ class Pass(Rule):
         """None: nothing is shared out."""
         return []
 
-    def __call__(self, operation: Operation, relevance: Tensor) -> list[Tensor]:
+    def __call__(self, operation: Operation, relevance: Tensor) -> list[Tensor | None]:
         """The relevance itself."""
-        (value,) = operation.inputs
+        value, *weights = operation.inputs
         if value.shape != relevance.shape:
             raise TrompeError(
                 f"{operation} turns {tuple(value.shape)} into {tuple(relevance.shape)}, so "
                 "relevance can't pass through unchanged; give it another rule."
             )
-        return [relevance]
+        return [relevance, *[None] * len(weights)]
+
+
+@dataclass(frozen=True)
+class ReleasedSum(Rule):
+    """The slip in Heo et al.'s released code: the first summand counts as much as the whole sum.
+
+    A ResNet adds the identity to its branch in place, so that what the code reads as the branch is
+    the sum already. Relevance goes in proportion to the positive parts of (sum, second summand)
+    instead of (first summand, second summand). A sum with a constant is split as it should be.
+    """
+
+    name: ClassVar[str] = "released-sum"
+    kinds: ClassVar[tuple[str, ...]] = ("sum",)
+    stabiliser: float = 1e-6
+
+    def flows(self, summation: Summation, relevance: Tensor) -> list[Flow]:
+        """One flow, in proportion to the positive parts of the sum and of the second summand."""
+        if None not in summation.owners:
+            first, second = summation.inputs
+            summation = replace(summation, inputs=(first + second, second))
+        return AlphaBeta(1, 0, self.stabiliser).flows(summation, relevance)
 
 
 def _signed(

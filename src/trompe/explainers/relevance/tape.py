@@ -2,15 +2,15 @@
 
 The tape listens at the level of the functions that PyTorch itself dispatches
 (``TorchFunctionMode``), so a functional ReLU, ``+``, ``torch.cat`` and an ``nn.Module`` look the
-same to it. It follows the tensors derived from its start values and ignores the rest.
+same to it. It follows the tensors derived from its start values and ignores the rest. What
+PyTorch composes in Python of functions that have rules is recorded as these.
 """
 
 from __future__ import annotations
 
-import inspect
+import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from types import FunctionType, TracebackType
 from typing import Any, Self, cast
@@ -18,32 +18,29 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from trompe.errors import TrompeError
-from trompe.explainers.relevance.operations import KINDS, VALUES_NOT_READ, WEIGHTED
+from trompe.explainers.relevance.gates import gate
+from trompe.explainers.relevance.operations import (
+    KINDS,
+    PRODUCTS,
+    RULES,
+    VALUES_NOT_READ,
+    WEIGHTED,
+    operation_name,
+)
+from trompe.explainers.relevance.record import (
+    Args,
+    Kwargs,
+    Operation,
+    Value,
+    describe,
+    leaves,
+    substitute,
+)
 from trompe.maps import full_precision
-
-Args = tuple[Any, ...]
-Kwargs = dict[str, Any]
-
-# Operations whose result is never negative, and those that keep non-negative inputs so.
-_NONNEGATIVE = {
-    "relu",
-    "relu6",
-    "sigmoid",
-    "hardsigmoid",
-    "softmax",
-    "softplus",
-    "abs",
-    "square",
-    "exp",
-}
-_KEEPS_SIGN = {
-    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "sum"),
-    *("add", "mul", "cat", "concat", "stack", "dropout", "flatten", "reshape", "view", "permute"),
-    *("transpose", "getitem", "chunk", "split", "squeeze", "unsqueeze", "contiguous", "clone"),
-}
 
 # Operations that take no more than the form of a tensor.
 _FORM_ONLY = {
@@ -51,90 +48,23 @@ _FORM_ONLY = {
     *(f"{how}_like" for how in ("zeros", "ones", "full", "empty", "rand", "randn")),
 }
 
-_LAYER = ("input", "weight", "bias")
+# Operations that take no more than the form of their second tensor.
+_FORM_OF_SECOND = {"expand_as", "view_as", "reshape_as", "type_as", "to", "sum_to_size"}
 
+# Operations whose result, if nobody follows it, is no tensor of real numbers any more.
+_LEAVING = {
+    *("numpy", "array", "tolist", "item", "to", "type", "int", "long", "short", "char", "byte"),
+    *("quantize_per_tensor", "quantize_per_channel", "quantize_per_tensor_dynamic"),
+}
 
-@dataclass(eq=False)
-class Value:
-    """What stands for a tensor of the forward pass: its form, and what is known of its numbers."""
+# Operations recorded as those that they stand for.
+_WRITTEN_OUT: dict[str, Callable[..., Any]] = {
+    "addcmul": lambda input, tensor1, tensor2, *, value=1: input + tensor1 * tensor2 * value,
+    "addcdiv": lambda input, tensor1, tensor2, *, value=1: input + tensor1 / tensor2 * value,
+    "lerp": lambda input, end, weight: input * (1 - weight) + end * weight,
+}
 
-    shape: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    origin: str = ""
-    nonnegative: bool = False
-
-    def empty(self, like: Tensor) -> Tensor:
-        """A tensor of this form with the dtype and device of ``like`` and no numbers."""
-        return torch.empty_strided(self.shape, self.stride, dtype=like.dtype, device=like.device)
-
-
-@dataclass(eq=False)
-class Operation:
-    """One output of one recorded call.
-
-    Attributes
-    ----------
-    name
-        The function's name without the marks of an in-place or reflected form.
-    function, args, kwargs
-        The call, with a `Value` where a followed tensor stood.
-    inputs, output
-        The followed values.
-    tensors
-        The numbers of ``inputs`` as they were, if the operation's rule reads them; of a linear
-        layer, those of ``output`` as well.
-    index
-        Picks the output of a function that returns several.
-    path
-        The module that made the call.
-    depth
-        How many layers with weights ran before, in the whole network.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    args: Args
-    kwargs: Kwargs
-    inputs: tuple[Value, ...]
-    tensors: list[Tensor]
-    output: Value
-    index: int | None
-    path: str
-    depth: int
-
-    @property
-    def kind(self) -> str:
-        """The kind of operation that composites choose a rule by, or ``""``."""
-        return KINDS.get(self.name, "")
-
-    def __str__(self) -> str:
-        return describe(self.name, self.path)
-
-    @property
-    def computed(self) -> Tensor | None:
-        """The numbers of ``output``, if they are kept."""
-        return self.tensors[-1] if len(self.tensors) > len(self.inputs) else None
-
-    def layer(self) -> tuple[Tensor, Tensor | None, Callable[..., Tensor]]:
-        """Of a layer with weights: weight, bias and ``apply(input, weight, bias)``."""
-        given = dict(zip(_LAYER, self.args, strict=False)) | self.kwargs
-        rest = self.args[len(_LAYER) :]
-        geometry = {key: value for key, value in given.items() if key not in _LAYER}
-
-        def apply(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            result: Tensor = self.function(input, weight, bias, *rest, **geometry)
-            return result
-
-        return given["weight"], given.get("bias"), apply
-
-    def run(self, *tensors: Tensor) -> Tensor:
-        """Call the function again, out of place, with ``tensors`` for the inputs."""
-        known = dict(zip(self.inputs, tensors, strict=True))
-        args, kwargs = _substitute((self.args, self.kwargs), lambda leaf: known.get(leaf, leaf))
-        result = self.function(*args, **kwargs)
-        picked: Tensor = result if self.index is None else result[self.index]
-        return picked
+_IN_PLACE = re.compile(r"\w*[^_]_|__setitem__")
 
 
 class Tape(TorchFunctionMode):
@@ -158,26 +88,25 @@ class Tape(TorchFunctionMode):
         self.depth = 0
         self._names = {module: name for name, module in model.named_modules()}
         self._stack: list[str] = []
-        self._hooks: list[Any] = []
+        self._entered = ExitStack()
         self._paused = False
         self._live = WeakTensorKeyDictionary()
+        self._lost = WeakTensorKeyDictionary()
+        self._unseen = self._left = ""
         self._readers: dict[int, list[tuple[Operation, int]]] = {}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Run operations that are not part of the model."""
-        self._paused = True
+        """Run operations that are not part of the model, or that are recorded already."""
+        before, self._paused = self._paused, True
         try:
             yield
         finally:
-            self._paused = False
+            self._paused = before
 
     def start(self, tensor: Tensor, live: Tensor) -> Value:
         """Follow ``live`` from here on, in place of ``tensor``, which has the same numbers."""
-        value = self._lookup(tensor)
-        if value is None:
-            value = _value(tensor, nonnegative=bool((tensor >= 0).all()))
-        return self._follow(live, value)
+        return self._follow(live, self._lookup(tensor) or Value.of(tensor))
 
     def rename(self, tensor: Tensor, live: Tensor) -> None:
         """Follow ``live`` in place of ``tensor``, if that is followed."""
@@ -190,9 +119,20 @@ class Tape(TorchFunctionMode):
         Raises
         ------
         TrompeError
-            If the tensor doesn't depend on a start value through recorded operations.
+            If the tensor doesn't depend on a start value, or through what can't be recorded.
         """
+        if self._unseen:
+            raise TrompeError(
+                f"{self._unseen} is called where LRP can't follow it: by TorchScript, an "
+                "extension, or an autograd function that returns its input. Write this part of "
+                "the model in plain PyTorch, or explain a layer above it."
+            )
         value = self._lookup(tensor)
+        if value is None and self._left:
+            raise TrompeError(
+                f"{self._left} turns numbers into something that LRP can't follow, and the model's "
+                "output is computed from that; explain a layer above it."
+            )
         if value is None:
             raise TrompeError(
                 "The model's output does not depend on the explained layer, so there is no "
@@ -202,11 +142,13 @@ class Tape(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         for module in self._names:
-            self._hooks += [
+            for hook in (
                 module.register_forward_pre_hook(self._enter_module),
                 module.register_forward_hook(self._leave_module, always_call=True),
-            ]
-        super().__enter__()  # type: ignore[no-untyped-call]
+            ):
+                self._entered.callback(hook.remove)
+        self._entered.enter_context(_Unseen(self))
+        self._entered.enter_context(self._listening())
         return self
 
     def __exit__(
@@ -215,10 +157,15 @@ class Tape(TorchFunctionMode):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        super().__exit__(exc_type, exc, traceback)  # type: ignore[no-untyped-call]
+        self._entered.close()
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,
@@ -230,54 +177,81 @@ class Tape(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
-        name, depth = operation_name(func), self.depth
-        if KINDS.get(name) in WEIGHTED:
+        name = operation_name(func)
+        known = name in KINDS or name in PRODUCTS or name in RULES
+        if not known and (composed := _composed(func, name)) is not None:
+            with self._listening():
+                return composed(*args, **kwargs)
+        with self.paused():
+            return self._record(name, func, args, kwargs)
+
+    def _record(self, name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
+        path, depth = self._path, self.depth
+        if KINDS.get(name) in WEIGHTED or (name in PRODUCTS and _has_weights(args, kwargs)):
             self.depth += 1
-        found = {leaf: v for leaf in _leaves((args, kwargs)) if (v := self._lookup(leaf))}
+        given = args, {key: value for key, value in kwargs.items() if key != "out"}
+        if name in _FORM_OF_SECOND:
+            given = _first_alone(given)
+        found = {leaf: v for leaf in leaves(given) if (v := self._lookup(leaf))}
         if not found or name in _FORM_ONLY:
             return func(*args, **kwargs)
 
         tensors = {value: leaf for leaf, value in found.items()}
-        call: tuple[Args, Kwargs] = _substitute((args, kwargs), lambda leaf: found.get(leaf, leaf))
-        path = self._stack[-1] if self._stack else ""
+        call: tuple[Args, Kwargs] = substitute(given, lambda leaf: found.get(leaf, leaf))
         reads = name not in self._not_read
         in_place = _is_in_place(func, args, kwargs)
-        if in_place:
-            target = next(_leaves((args, kwargs)))
+        target = next(leaves((args, kwargs))) if in_place else kwargs.get("out")
+        if target is not None:
+            if target._base is not None and target not in self._live:
+                self._lost[target._base] = describe(name, path)
             before = target.clone() if reads or self._is_read(target) else target
             self._replace(target, before)
             tensors = {v: before if leaf is target else leaf for v, leaf in tensors.items()}
-            call = _substitute(call, lambda leaf: before if leaf is target else leaf)
+            call = substitute(call, lambda leaf: before if leaf is target else leaf)
         versions = [tensor._version for tensor in found]
         device = next(iter(found)).device.type
         if torch.is_autocast_enabled(device):
             # What changes in place keeps its dtype.
-            lifted = (args, kwargs) if in_place else _substitute((args, kwargs), _lift)
+            lift = _lift if target is None else lambda leaf: leaf
+            lifted = substitute((args, kwargs), lift)
             with torch.autocast(device, enabled=False):
                 result = func(*lifted[0], **lifted[1])
         else:
             result = func(*args, **kwargs)
-        if not in_place and versions != [tensor._version for tensor in found]:
+        if target is None and versions != [tensor._version for tensor in found]:
             raise TrompeError(
                 f"{describe(name, path)} changes its input in place in a way that can't be "
                 "followed; use the out-of-place form."
             )
-        nonnegative = _is_nonnegative(name, *call, tuple(tensors))
-        for index, tensor in _outputs(result):
-            if not tensor.is_floating_point():
+        if name in _LEAVING:
+            self._left = describe(name, path)
+        for index, tensor in _outputs(target if in_place and result is None else result):
+            if not (tensor.is_floating_point() or tensor.is_complex()):
                 continue
-            if in_place or not any(tensor is leaf for leaf in found):
-                output = self._follow(tensor, _value(tensor, name, nonnegative))
+            if target is not None or not any(tensor is leaf for leaf in found):
+                output = self._follow(tensor, Value.of(tensor, name))
                 held = list(tensors.values()) if reads else []
                 if KINDS.get(name) == "linear":
                     held.append(tensor)
                 operation = Operation(
-                    name, func, *call, tuple(tensors), held, output, index, path, depth
+                    name, func, *call, tuple(tensors), held, output, index, path, depth, in_place
                 )
+                output.gate = gate(operation)
                 self.operations.append(operation)
                 for position, read in enumerate(held):
                     self._readers.setdefault(_address(read), []).append((operation, position))
         return result
+
+    def note_unseen(self, name: str, args: Args) -> None:
+        """Note an operation on followed tensors that no function of PyTorch's called."""
+        if not self._paused:
+            with self.paused():
+                if any(leaf in self._live for leaf in leaves(args)):
+                    self._unseen = self._unseen or describe(name, self._path)
+
+    @property
+    def _path(self) -> str:
+        return self._stack[-1] if self._stack else ""
 
     def _enter_module(self, module: nn.Module, _: Any) -> None:
         self._stack.append(self._names[module])
@@ -291,6 +265,14 @@ class Tape(TorchFunctionMode):
 
     def _lookup(self, leaf: Tensor) -> Value | None:
         if leaf not in self._live:
+            whole = leaf if leaf._base is None else leaf._base
+            if whole in self._lost or whole in self._live:
+                writer = self._lost.get(whole, "The model")  # type: ignore[no-untyped-call]
+                raise TrompeError(
+                    f"{writer} writes into a part of a tensor that is "
+                    "read as a whole, or the other way round, which can't be followed; use the "
+                    "out-of-place form, such as torch.cat."
+                )
             return None
         value, version = self._live[leaf]
         if leaf._version != version:
@@ -310,46 +292,62 @@ class Tape(TorchFunctionMode):
             operation.tensors[position] = copy if read is tensor else read.clone()
 
 
-def _value(tensor: Tensor, origin: str = "", nonnegative: bool = False) -> Value:
-    return Value(tensor.shape, tensor.stride(), tensor.dtype, origin, nonnegative)
+class _Unseen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees what is computed without a function that the tape would hear of."""
 
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tape = tape
 
-def describe(name: str, path: str) -> str:
-    """Name an operation for a message: its function and the module that called it."""
-    where = f"module '{path}'" if path else "the model's own forward"
-    return f"The operation '{name}' in {where}"
-
-
-def operation_name(function: Callable[..., Any]) -> str:
-    """A function's name without the underscores of an in-place or reflected form."""
-    return getattr(function, "__name__", str(function)).strip("_")
-
-
-def _is_nonnegative(name: str, args: Args, kwargs: Kwargs, inputs: tuple[Value, ...]) -> bool:
-    if name == "hardtanh":
-        return bool((args[1] if len(args) > 1 else kwargs.get("min_val", -1)) >= 0)
-    if name in ("add", "mul") and not all(isinstance(operand, Value) for operand in args):
-        return False
-    return name in _NONNEGATIVE or (
-        name in _KEEPS_SIGN and all(value.nonnegative for value in inputs)
-    )
-
-
-def _is_in_place(function: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
-    name = getattr(function, "__name__", "")
-    if name.endswith("_") and not name.endswith("__"):
-        return True
-    if isinstance(function, FunctionType):
-        position = _inplace_position(function)
-        if position is not None and position < len(args):
-            return bool(args[position])
-    return bool(kwargs.get("inplace"))
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
+    ) -> Any:
+        self._tape.note_unseen(operation_name(func), args)
+        return func(*args, **(kwargs or {}))
 
 
 @cache
-def _inplace_position(function: FunctionType) -> int | None:
-    names = list(inspect.signature(function).parameters)
-    return names.index("inplace") if "inplace" in names else None
+def _composed(function: Callable[..., Any], name: str) -> Callable[..., Any] | None:
+    """A function so that what it calls can be heard, if PyTorch writes it in Python."""
+    if getattr(function, "__name__", "") in _WRITTEN_OUT:
+        return _WRITTEN_OUT[name]
+    if not isinstance(function, FunctionType) or not function.__module__.startswith("torch."):
+        return None
+    code = function.__code__
+    checks = [name for name in code.co_names if name.startswith("has_torch_function")]
+    if not checks:
+        return None
+    names = function.__globals__ | dict.fromkeys(checks, lambda *_: False)
+    inside = FunctionType(
+        code, names, function.__name__, function.__defaults__, function.__closure__
+    )
+    inside.__kwdefaults__ = function.__kwdefaults__
+    return inside
+
+
+def _is_in_place(function: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
+    name = getattr(function, "__name__", "").partition(".")[0]
+    if _IN_PLACE.fullmatch(name):
+        return True
+    code = getattr(function, "__code__", None)
+    named = zip(code.co_varnames[: code.co_argcount], args, strict=False) if code else ()
+    return bool((dict(named) | kwargs).get("inplace"))
+
+
+def _first_alone(given: tuple[Args, Kwargs]) -> tuple[Args, Kwargs]:
+    """The call with a tensor of no numbers where only the form of one is taken."""
+    first = next(leaves(given), None)
+    alone: tuple[Args, Kwargs] = substitute(
+        given, lambda leaf: leaf if leaf is first else leaf.new_empty(()).expand(leaf.shape)
+    )
+    return alone
+
+
+def _has_weights(args: Args, kwargs: Kwargs) -> bool:
+    found = leaves((args, kwargs))
+    return any(
+        isinstance(leaf if leaf._base is None else leaf._base, nn.Parameter) for leaf in found
+    )
 
 
 def _lift(tensor: Tensor) -> Tensor:
@@ -365,22 +363,3 @@ def _outputs(result: Any) -> Iterator[tuple[int | None, Tensor]]:
         yield None, result
     elif isinstance(result, list | tuple):
         yield from ((i, item) for i, item in enumerate(result) if isinstance(item, Tensor))
-
-
-def _leaves(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, list | tuple):
-        for branch in tree:
-            yield from _leaves(branch)
-    elif isinstance(tree, dict):
-        for branch in tree.values():
-            yield from _leaves(branch)
-
-
-def _substitute(tree: Any, change: Callable[[Any], Any]) -> Any:
-    if type(tree) in (list, tuple):
-        return type(tree)(_substitute(branch, change) for branch in tree)
-    if isinstance(tree, dict):
-        return {key: _substitute(branch, change) for key, branch in tree.items()}
-    return change(tree) if isinstance(tree, Tensor | Value) else tree
