@@ -6,7 +6,6 @@ all parameters trained (Heo, Joo, Moon, NeurIPS 2019, eq. 1).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from trompe.errors import TrompeError
 from trompe.evaluation.evaluate import Evaluation, check_evaluation, evaluate
 from trompe.evaluation.judges import default_judges
 from trompe.explainers import GradCAM
-from trompe.models import checkpointed
+from trompe.models import checkpointed, copied
 from trompe.models.call import class_count, placed
 from trompe.objectives import Location, Objective
 from trompe.tuning.accelerator import accelerating
@@ -255,7 +254,7 @@ class Fool(Tuning):
                 "held_out is only used with max_accuracy_drop; give both, or neither."
             )
         with accelerating(self.device, self.precision) as accelerator:
-            original = copy.deepcopy(model).to(accelerator.device)
+            original = copied(model).to(accelerator.device)
             sample = self._checked(original, data, held_out)
             terms = self._terms(original, sample, data, fool_data)
             attacked = [t for t in terms if t.weight]
@@ -392,7 +391,7 @@ class Fool(Tuning):
         self, name: str, terms: list[Term], course: _Course, directory: Path | None
     ) -> tuple[nn.Module, pd.DataFrame]:
         """The model after one fine-tuning, and its history."""
-        model = copy.deepcopy(course.original)
+        model = copied(course.original)
 
         def fit(folder: Path | None) -> pd.DataFrame:
             with accelerating(self.device, self.precision) as accelerator, ExitStack() as stack:

@@ -57,6 +57,10 @@ class DataJob(Job, Loading):
 
     data: str = Field(description=DATA)
     limit: Whole | None = Field(None, ge=1, description="use a class-balanced subset of this size")
+    class_map: Path | None = Field(
+        None,
+        description="YAML or JSON file: which of the model's outputs each class of the data is",
+    )
     corrupt: Literal["refuse", "skip"] = Field("refuse", description="unreadable images")
     check: bool = Field(True, description="decode every image once before anything starts")
 
@@ -64,7 +68,7 @@ class DataJob(Job, Loading):
         self, spec: str, preprocessing: Preprocessing, limit: int | None = None, **options: Any
     ) -> ImageDataset:
         """Read data as these settings say."""
-        reading = self.model_dump(include={"seed", "corrupt", "check"})
+        reading = self.model_dump(include={"seed", "corrupt", "check", "class_map"})
         return load_data(spec, preprocessing, limit=limit, **reading, **options)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +21,10 @@ from trompe import runs
 from trompe.base import processes
 from trompe.base.code import written_by_others
 from trompe.base.progress import shown
+from trompe.data.images import collated
 from trompe.data.kept import Kept
 from trompe.errors import TrompeError
-from trompe.models import load_model, save_weights
+from trompe.models import copied, load_model, save_weights
 
 WINDOW = 50
 
@@ -79,6 +79,7 @@ class Batches:
             self._indexed,
             batch_sampler=(self._indices(step) for step in range(start, stop)),
             num_workers=self.workers,
+            collate_fn=collated,
             generator=torch.Generator().manual_seed(self.seed),
         )
         return iter(loader)
@@ -232,7 +233,7 @@ def architecture(directory: Path, model: nn.Module | None) -> nn.Module:
         If the config names none, or one whose code would be run.
     """
     if model is not None:
-        return copy.deepcopy(model)
+        return copied(model)
     config = runs.config_of(directory)
     if "model" not in config:
         raise TrompeError(f"'{directory}' does not say which model it is of; give it as model.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from torchvision.transforms import v2
 
 from trompe.base.settings import Settings, Whole
 from trompe.data.images import Images
+from trompe.models import copied
 from trompe.models.call import logits_of, placed
 from trompe.tuning.accelerator import accelerating
 from trompe.tuning.loop import Loss, once, optimise
@@ -72,7 +72,7 @@ class Retrain(Settings):
         TrompeError
             If the loss is not finite, or the directory can't be written.
         """
-        tuned = copy.deepcopy(model).requires_grad_(True).train()
+        tuned = copied(model).requires_grad_(True).train()
 
         def fit(folder: Path | None) -> pd.DataFrame:
             with accelerating(None, "no") as accelerator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from trompe.data.images import Images, check_labels, fingerprint_of
 from trompe.errors import TrompeError
 from trompe.evaluation.accuracy import accuracy
 from trompe.metrics import in_top
+from trompe.models import copied
 from trompe.models.call import class_count, logits_of, placed
 from trompe.tuning.accelerator import accelerating
 from trompe.tuning.loop import Batches, Loss, OnStep, architecture, once, optimise, restored
@@ -81,7 +81,7 @@ class Train(Tuning):
                 "those free that should be trained."
             )
         with accelerating(self.device, self.precision) as accelerator:
-            tuned = copy.deepcopy(model).to(accelerator.device)
+            tuned = copied(model).to(accelerator.device)
             count = class_count(tuned, data[0][0])
             for dataset in (data, eval_data):
                 if dataset is not None:
