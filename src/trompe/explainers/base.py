@@ -20,7 +20,8 @@ from trompe.explainers.relevance import Composite, Observer, Tape, Value, propag
 from trompe.explainers.twice import TwiceDifferentiable, gradients_between
 from trompe.maps import full_precision, min_max
 from trompe.models.call import logits_of
-from trompe.models.layers import evaluation_mode, find_layer, get_layer
+from trompe.models.hooks import evaluation_mode
+from trompe.models.layers import find_layer, get_layer
 
 INPUT = "input"
 

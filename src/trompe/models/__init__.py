@@ -1,7 +1,8 @@
 """Models: load one by name or path, find its target layer, keep its mode, save its weights."""
 
 from trompe.models.checkpointing import checkpointed
-from trompe.models.layers import evaluation_mode, find_layer, get_layer
+from trompe.models.hooks import evaluation_mode
+from trompe.models.layers import find_heads, find_layer, get_layer
 from trompe.models.load import LoadedModel, load_model
 from trompe.models.weights import save_weights
 
@@ -9,6 +10,7 @@ __all__ = [
     "LoadedModel",
     "checkpointed",
     "evaluation_mode",
+    "find_heads",
     "find_layer",
     "get_layer",
     "load_model",

@@ -18,7 +18,7 @@ from trompe.errors import TrompeError
 from trompe.explainers.base import INPUT, Explained, Explainer, Site
 from trompe.maps import by_maximum, full_precision, min_max
 from trompe.models.call import logits_of
-from trompe.models.layers import evaluation_mode
+from trompe.models.hooks import evaluation_mode
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from trompe.errors import TrompeError
 from trompe.explainers.base import INPUT, Explained, Explainer, Recorded, Site
 from trompe.explainers.relevance import Composite, Observer, find_composite
 from trompe.maps import min_max
-from trompe.models.layers import evaluation_mode
+from trompe.models.hooks import evaluation_mode
 
 
 @dataclass(frozen=True)
