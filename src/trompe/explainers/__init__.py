@@ -1,16 +1,23 @@
-"""Explainers: a model, images and classes to maps; one family per file."""
+"""Explainers: a model, images and classes to maps; one family per file.
 
-from collections.abc import Callable
-from functools import partial
+Everything here is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trompe.base.registry import Registry
 from trompe.errors import TrompeError
-from trompe.explainers.base import Explainer, Recording
-from trompe.explainers.cam.grad_cam import GradCAM
-from trompe.explainers.gradients import IntegratedGradients, SimpleGrad, SmoothGrad
-from trompe.explainers.relevance.lrp import LRP
+from trompe.explainers.explainer import Explainer
+
+if TYPE_CHECKING:
+    from trompe.explainers.cam.grad_cam import GradCAM
+    from trompe.explainers.gradients import IntegratedGradients, SimpleGrad, SmoothGrad
+    from trompe.explainers.recording import Recording
+    from trompe.explainers.relevance.lrp import LRP
 
 
 def _foreign(library: str, module: str, name: str) -> Callable[..., Explainer]:
@@ -39,19 +46,36 @@ FOREIGN: dict[str, Callable[..., Explainer]] = {
 }
 """Explainers of other libraries, by the library's name."""
 
+_OURS = {
+    "grad-cam": "cam.grad_cam:GradCAM",
+    "simple-grad": "gradients:SimpleGrad",
+    "smooth-grad": "gradients:SmoothGrad",
+    "integrated-gradients": "gradients:IntegratedGradients",
+    "lrp": "relevance.lrp:LRP",
+    "simple-grad-t": "gradients:SimpleGrad_T",
+    "smooth-grad-t": "gradients:SmoothGrad_T",
+    "integrated-gradients-t": "gradients:IntegratedGradients_T",
+    "lrp-t": "relevance.lrp:LRP_T",
+}
+
 EXPLAINERS: Registry[Explainer] = Registry(
     "explainer",
     Explainer,  # type: ignore[type-abstract]
-    {
-        **{e.name: e for e in (GradCAM, SimpleGrad, SmoothGrad, IntegratedGradients, LRP)},
-        **{
-            f"{e.name}-t": partial(e, layer=None)
-            for e in (SimpleGrad, SmoothGrad, IntegratedGradients, LRP)
-        },
-        **FOREIGN,
-    },
+    {**{name: f"trompe.explainers.{place}" for name, place in _OURS.items()}, **FOREIGN},
 )
 """Explainers by name; ``-t`` is the form at the target layer, found if not named."""
+
+
+def read(given: Any) -> tuple[Explainer, ...]:
+    """Explainers from one or several of them, or of their texts such as ``"lrp-t"``.
+
+    Raises
+    ------
+    TrompeError
+        If a name or an option is unknown, or something is no explainer.
+    """
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    return tuple(EXPLAINERS.read(one) for one in (given if several else (given,)))
 
 
 def parse_explainer(spec: str) -> Explainer:
@@ -67,6 +91,16 @@ def parse_explainer(spec: str) -> Explainer:
     return EXPLAINERS.build(spec)
 
 
+_PLACES = {place.rpartition(":")[2]: place.rpartition(":")[0] for place in _OURS.values()}
+_PLACES["Recording"] = "recording"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'trompe.explainers' has no attribute '{name}'")
+    return getattr(import_module(f"trompe.explainers.{_PLACES[name]}"), name)
+
+
 __all__ = [
     "EXPLAINERS",
     "FOREIGN",
@@ -78,4 +112,5 @@ __all__ = [
     "SimpleGrad",
     "SmoothGrad",
     "parse_explainer",
+    "read",
 ]

@@ -79,10 +79,10 @@ def both_classes(scores: Tensor) -> Tensor:
     return F.pad(scores, (1, 0)) if scores.shape[1] == 1 else scores
 
 
-def warn_of_probabilities(logits: Tensor) -> None:
-    """Warn if each image's ``logits`` are between 0 and 1 and sum to 1."""
-    rows = logits.detach().float()
-    if len(rows) and bool((rows >= 0).all() & ((rows.sum(1) - 1).abs() < 1e-3).all()):
+def warn_of_probabilities(output: Tensor) -> None:
+    """Warn if each image's output ``[N, K]`` has entries between 0 and 1 that sum to 1."""
+    rows = output.detach().float()
+    if rows.shape[1] > 1 and bool((rows >= 0).all() & ((rows.sum(1) - 1).abs() < 1e-3).all()):
         warnings.warn(
             "The model's outputs look like probabilities (each image's sum to 1) but are taken for "
             "logits; remove the softmax at its end, whose gradients fade where it is certain.",
@@ -96,6 +96,6 @@ def class_count(model: nn.Module, image: Tensor) -> int:
     Warns if it returns probabilities.
     """
     with torch.no_grad(), torch.inference_mode(False), evaluation_mode(model):
-        logits = logits_of(model(placed(image[None], model)))
-    warn_of_probabilities(logits)
-    return logits.shape[1]
+        output = scores_of(model(placed(image[None], model)))
+    warn_of_probabilities(output)
+    return both_classes(output).shape[1]

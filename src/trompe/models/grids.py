@@ -31,7 +31,7 @@ class Grid:
         """The tensor as ``[N, C, h, w]``; one that has this form already, itself."""
         if self.tokens is not None:
             before, *sides = self.tokens
-            tensor = tensor[:, before:].unflatten(1, sides)
+            tensor = tensor[:, before:].reshape(len(tensor), *sides, -1)
         return tensor if self.order == (0, 1, 2, 3) else tensor.permute(self.order)
 
 

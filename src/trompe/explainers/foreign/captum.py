@@ -12,8 +12,9 @@ from captum.attr import Attribution, NeuronAttribution
 from torch import Tensor, nn
 
 from trompe.errors import TrompeError
-from trompe.explainers.base import Explainer, Site
+from trompe.explainers.explainer import Explainer
 from trompe.explainers.foreign.library import ForeignExplainer, Logits, parameters
+from trompe.explainers.sites import Site
 from trompe.models.layers import get_layer
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from trompe.errors import TrompeError
 from trompe.explainers import Explainer, GradCAM, Recording
-from trompe.explainers.base import Site
 from trompe.explainers.foreign.library import ForeignExplainer, Logits
+from trompe.explainers.sites import Site
 from trompe.models.layers import get_layer
 
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from trompe.base.messages import check_name, first_sentence
 from trompe.errors import TrompeError
-from trompe.explainers.base import INPUT, Explained, Explainer, Site
+from trompe.explainers.explainer import Explainer
+from trompe.explainers.recording import Explained
+from trompe.explainers.sites import INPUT, Site
 from trompe.maps import by_maximum, full_precision, min_max
 from trompe.models.call import logits_of
 from trompe.models.hooks import evaluation_mode
@@ -52,7 +54,6 @@ class ForeignExplainer(Explainer):
     call: ClassVar[str]
     given: ClassVar[frozenset[str]]
     differentiable: ClassVar[bool] = False
-    reads: ClassVar[Literal["gradients", "relevance", "logits"]] = "logits"
     layer: str | nn.Module | None = None
     method: str = field(kw_only=True)
     seed: int = field(default=0, kw_only=True)
