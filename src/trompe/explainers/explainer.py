@@ -72,9 +72,11 @@ class Explainer(Identified, ABC):
         """
         with evaluation_mode(model), self.record(model) as forward:
             recorded = forward.prepare(images)
-            maps: Tensor = forward.maps(classes)
-            if "output" in vars(recorded):
-                warn_of_probabilities(recorded.output)
+            try:
+                maps: Tensor = forward.maps(classes)
+            finally:
+                if "output" in vars(recorded):  # it may run passes of its own only
+                    warn_of_probabilities(recorded.output)
             return maps
 
     def record(self, model: nn.Module) -> Recording:

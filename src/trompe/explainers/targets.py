@@ -32,7 +32,7 @@ def check_classes(classes: Classes, output: Tensor) -> Tensor:
     array = _array(classes)
     if array.dtype.kind not in "iu" and array.size:
         raise TrompeError(
-            f"Classes are whole numbers from 0 to {known - 1}, not {array.flat[0]!r}; give a "
+            f"Classes are whole numbers from 0 to {known - 1}, not {array.tolist()!r:.40}; give a "
             "tensor, a list or an array of them, or one for all images."
         )
     if array.shape not in ((), (count,)):

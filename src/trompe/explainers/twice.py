@@ -164,9 +164,12 @@ def _laid_out(pooled: Tensor) -> Tensor:
 
     kept = {"memory_format": torch.channels_last}
 
-    def keep(gradient: Tensor) -> None:
-        if gradient.requires_grad and gradient.is_contiguous(**kept):
-            gradient.register_hook(lambda v: v.contiguous(**kept))  # type: ignore[no-untyped-call]
+    def lay_out(v: Tensor | None) -> Tensor | None:
+        return None if v is None else v.contiguous(**kept)
+
+    def keep(gradient: Tensor | None) -> None:  # None where nothing arrives
+        if gradient is not None and gradient.requires_grad and gradient.is_contiguous(**kept):
+            gradient.register_hook(lay_out)  # type: ignore[no-untyped-call]
 
     if pooled.requires_grad:
         pooled.register_hook(keep)  # type: ignore[no-untyped-call]

@@ -48,10 +48,10 @@ def grid_of(tensor: Tensor, images: Size, module: nn.Module | None = None) -> Gr
     if len(tensor) != images[0]:
         return None
     if tensor.dim() == 4:
-        first, last = (_fits(*sides, images) for sides in (tensor.shape[2:], tensor.shape[1:3]))
-        return (
-            CHANNELS_LAST if last and not (first and _is_first(tensor, module)) else CHANNELS_FIRST
-        )
+        _, channels, height, width = tensor.shape
+        first, last = _fits(height, width, images), _fits(channels, height, images)
+        is_first = not last or (first and _is_first(tensor, module))
+        return CHANNELS_FIRST if is_first else CHANNELS_LAST
     if tensor.dim() == 3:
         height, width = images[2:]
         for before in TOKENS_BEFORE:

@@ -168,10 +168,11 @@ def get_layer(model: nn.Module, name: str) -> nn.Module:
     TrompeError
         If there is none; close names are suggested.
     """
-    modules = dict(unwrapped(model).named_modules(remove_duplicate=False))
-    for known, module in ((name, modules.get(name)), *((_plain(k), m) for k, m in modules.items())):
-        if module is not None and known and known in (name, _plain(name)):
-            return module
+    modules: dict[str, nn.Module] = dict(unwrapped(model).named_modules(remove_duplicate=False))
+    plain = {_plain(known): module for known, module in modules.items()}
+    found = modules.get(name) or plain.get(_plain(name))
+    if found is not None and _plain(name):
+        return found
     raise TrompeError(
         f"{type(model).__name__} has no layer {name!r}{did_you_mean(name, modules)}; "
         "list all with [name for name, _ in model.named_modules()]."
