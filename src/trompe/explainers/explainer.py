@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from trompe.base import specs
 from trompe.base.identity import Identified
-from trompe.explainers.needs import Need
-from trompe.explainers.recording import Explained, Recording
+from trompe.explainers.needs import Explained, Need
+from trompe.explainers.recording import Recording
+from trompe.explainers.registry import EXPLAINERS
 from trompe.explainers.sites import INPUT, Site
 from trompe.explainers.targets import Classes
 from trompe.maps import min_max
@@ -135,3 +136,30 @@ class Explainer(Identified, ABC):
     def __str__(self) -> str:
         found = self.layer is None and self._default_layer is not None
         return specs.text(f"{self.name}-t" if found else self.name, self)
+
+
+def parse_explainer(spec: str) -> Explainer:
+    """Build an explainer from text: ``grad-cam``, ``lrp-t``, ``simple-grad:layer=layer4``.
+
+    Explainers of other libraries name their method: ``captum:method=DeepLift``; one's own are
+    ``path/file.py:Name``.
+
+    Raises
+    ------
+    TrompeError
+        If the name or an option is unknown.
+    """
+    explainer: Explainer = EXPLAINERS.build(spec)
+    return explainer
+
+
+def read(given: str | Explainer | Iterable[str | Explainer]) -> tuple[Explainer, ...]:
+    """One or several explainers, each an object or its text.
+
+    Raises
+    ------
+    TrompeError
+        If one is neither.
+    """
+    several = (given,) if isinstance(given, str | Explainer) else given
+    return tuple(EXPLAINERS.read(one) for one in several)

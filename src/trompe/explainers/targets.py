@@ -64,9 +64,12 @@ def score(output: Tensor, classes: Tensor) -> Tensor:
 
     Of a binary head ``[N, 1]`` it is the logit for class 1 and minus the logit for class 0.
     """
-    if output.shape[1] == 1:
-        return torch.where(classes == 1, output[:, 0], -output[:, 0])
-    return output.gather(1, classes[:, None])[:, 0]
+    return of_each_class(output).gather(1, classes[:, None])[:, 0]
+
+
+def of_each_class(output: Tensor) -> Tensor:
+    """The scalar of each class ``[N, K]``; those of a binary head are minus its logit, and it."""
+    return torch.cat((-output, output), 1) if output.shape[1] == 1 else output
 
 
 def shares(output: Tensor, classes: Tensor) -> Tensor:

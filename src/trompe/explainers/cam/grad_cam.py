@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from trompe.explainers.explainer import Explainer
 from trompe.explainers.gradients.need import Gradient
-from trompe.explainers.needs import Need
-from trompe.explainers.recording import Explained
+from trompe.explainers.needs import Explained, Need
 from trompe.explainers.sites import Site
 from trompe.maps import by_maximum
 

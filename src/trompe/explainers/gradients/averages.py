@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from trompe.errors import TrompeError
 from trompe.explainers.explainer import Explainer
 from trompe.explainers.gradients.need import ExtraPasses
-from trompe.explainers.needs import Need
-from trompe.explainers.recording import Explained
+from trompe.explainers.needs import Explained, Need
 from trompe.explainers.sites import IMAGES, INPUT, Site
 from trompe.maps import min_max
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from trompe.base import torch_compat
 from trompe.errors import TrompeError
-from trompe.explainers.needs import Need, Service
-from trompe.explainers.recording import Explained, Recorded
+from trompe.explainers.needs import Explained, Need, Recorded, Service
 from trompe.explainers.sites import Site, run
 from trompe.explainers.twice import TwiceDifferentiable, gradients_between
 from trompe.maps import full_precision

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trompe.errors import TrompeError
 from trompe.explainers.explainer import Explainer
-from trompe.explainers.recording import Explained, Recorded
+from trompe.explainers.needs import Explained, Recorded
 from trompe.explainers.relevance.composites import Composite, find_composite
 from trompe.explainers.relevance.need import Relevance
 from trompe.explainers.relevance.propagate import Observer

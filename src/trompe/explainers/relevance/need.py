@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from trompe.explainers import targets
-from trompe.explainers.needs import Need, Service
-from trompe.explainers.recording import Explained, Recorded
+from trompe.explainers.needs import Explained, Need, Recorded, Service
 from trompe.explainers.relevance.composites import Composite
 from trompe.explainers.relevance.propagate import Observer, propagate
 from trompe.explainers.relevance.tape import Tape, Value
