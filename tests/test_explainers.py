@@ -127,7 +127,7 @@ class TestValues:
         generator = torch.Generator().manual_seed(5)
         total = 0
         for _ in range(4):
-            noisy = x + 0.2 * spread * torch.randn(x.shape, generator=generator)
+            noisy = x + 0.2 * spread * torch.randn(x.shape[1:], generator=generator)
             total += (
                 LayerGradientXActivation(model, layer, multiply_by_inputs=False).attribute(
                     noisy, target=CLASSES

@@ -16,7 +16,7 @@ from torchvision.models import VisionTransformer
 from torchvision.models.swin_transformer import SwinTransformer
 
 from trompe.errors import TrompeError
-from trompe.models import evaluation_mode, find_layer, get_layer, load_model
+from trompe.models import evaluation_mode, find_heads, find_layer, get_layer, load_model
 
 UNSEEN = f"{Path(__file__).parent / 'models' / 'unseen.py'}:unseen"
 TORCHVISION = {
@@ -184,20 +184,120 @@ def test_the_root_is_never_the_layer() -> None:
         find_layer(conv(), images(16))
 
 
-def test_a_transformer_has_no_layer_unless_it_returns_to_a_map() -> None:
-    sizes = {"patch_size": 8, "num_heads": 2}
-    vits = [
-        VisionTransformer(32, num_layers=2, hidden_dim=16, mlp_dim=16, **sizes),
-        timm.models.VisionTransformer(32, embed_dim=16, depth=2, **sizes),
-        timm.models.SwinTransformer(
-            32, 2, embed_dim=32, depths=(1, 1), num_heads=(1, 2), window_size=4
+SIZES = {"patch_size": 8, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("vit", "layer"),
+    [
+        (
+            VisionTransformer(32, num_layers=2, hidden_dim=16, mlp_dim=16, **SIZES),
+            "encoder.layers.encoder_layer_1.ln_1",
         ),
-    ]
-    for vit in vits:
-        with pytest.raises(TrompeError, match="at the input, or name a layer"):
-            find_layer(vit, images(32))
-    swin = SwinTransformer([4, 4], 8, [1, 1], [1, 2], [2, 2])
-    assert find_layer(swin, images(32)) == "permute"
+        (timm.models.VisionTransformer(32, embed_dim=16, depth=2, **SIZES), "blocks.1.norm1"),
+        (
+            timm.models.VisionTransformerDistilled(32, embed_dim=16, depth=2, **SIZES),
+            "blocks.1.norm1",
+        ),
+        (
+            timm.models.VisionTransformer(32, embed_dim=16, depth=2, reg_tokens=4, **SIZES),
+            "blocks.1.norm1",
+        ),
+        (
+            timm.models.SwinTransformer(
+                32, 2, embed_dim=32, depths=(1, 1), num_heads=(1, 2), window_size=4
+            ),
+            "norm",
+        ),
+        (SwinTransformer([4, 4], 8, [1, 1], [1, 2], [2, 2]), "permute"),
+    ],
+)
+def test_the_layer_of_a_transformer_is_the_last_whose_positions_reach_the_logits(
+    vit: nn.Module, layer: str
+) -> None:
+    for parameter in vit.eval().parameters():  # a new head may be 0
+        nn.init.normal_(parameter, std=0.1)
+    image = images(32)
+    assert find_layer(vit, image) == layer
+    kept = []
+    with get_layer(vit, layer).register_forward_hook(lambda *_: kept.append(_[-1])):
+        logits = vit(image)
+    (gradient,) = torch.autograd.grad(logits.square().sum(), kept)
+    assert (gradient.flatten(2).abs().sum(2) > 0).all()
+
+
+def test_a_network_of_tokens_that_are_no_grid_has_no_layer() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        tokens = m.norm(m.embed(x).flatten(2).mT[:, :7])
+        return m.head(m.attention(tokens, tokens, tokens)[0].mean(1))
+
+    mixer = Calls(
+        forward,
+        embed=nn.Conv2d(3, 8, 4, 4),
+        norm=nn.LayerNorm(8),
+        attention=nn.MultiheadAttention(8, 2, batch_first=True),
+        head=nn.Linear(8, 3),
+    )
+    with pytest.raises(TrompeError, match="at the input, or name a layer"):
+        find_layer(nn.Sequential(mixer), images(16))
+
+
+class TestHeads:
+    """The layers that compute the logits."""
+
+    @pytest.mark.parametrize(
+        ("name", "heads"),
+        [
+            ("resnet18", ["fc"]),
+            ("vgg19", ["classifier.6"]),
+            ("squeezenet1_1", ["classifier.1"]),
+            ("densenet121", ["classifier"]),
+            ("timm:test_vit", ["head"]),
+        ],
+    )
+    def test_of_known_networks(self, name: str, heads: list[str]) -> None:
+        model = load_model(name, num_classes=5).model
+        frozen = copy.deepcopy(model).requires_grad_(False)
+        side = 160 if "vit" in name else 64
+        assert find_heads(model, images(side)) == heads
+        assert find_heads(frozen, images(side)) == heads
+        assert not any(p.requires_grad for p in frozen.parameters())
+
+    @pytest.mark.parametrize(
+        ("forward", "heads"),
+        [
+            (lambda m, h: m.a(h), ["a"]),
+            (lambda m, h: (m.a(h) + m.b(h)) / 2, ["a", "b"]),
+            (lambda m, h: m.norm(m.a(m.b(h))), ["a"]),
+            (lambda m, h: F.linear(F.normalize(m.b(h)), F.normalize(m.a.weight)) * 9, ["a"]),
+            (lambda m, h: F.linear(h, m.b.weight.T), ["b"]),
+            (lambda m, h: m.normed(h) * m.scale, ["normed"]),
+        ],
+        ids=range(6),
+    )
+    def test_are_found_by_execution(self, forward: Callable[..., Tensor], heads: list[str]) -> None:
+        """However late the body is registered, and whatever follows without weights."""
+        model = Calls(
+            lambda m, x: forward(m, m.body(x).mean((2, 3))),
+            a=nn.Linear(4, 4),
+            b=nn.Linear(4, 4),
+            norm=nn.BatchNorm1d(4),
+            normed=nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+            body=nn.Conv2d(3, 4, 3),
+        )
+        model.scale = nn.Parameter(torch.ones(1, 4))
+        assert find_heads(model, images(8)) == heads
+        with torch.no_grad():
+            assert find_heads(nn.DataParallel(model), images(8)) == heads
+
+    def test_behind_a_body_without_a_graph(self) -> None:
+        def forward(m: nn.Module, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                h = m.body(x).mean((2, 3))
+            return m.a(h)
+
+        model = Calls(forward, a=nn.Linear(4, 4), body=nn.Conv2d(3, 4, 3))
+        assert find_heads(model, images(8)) == ["a"]
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 3, 16, 16)])

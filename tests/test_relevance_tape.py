@@ -9,9 +9,9 @@ from torch import nn
 
 from tests.models.small import images, make
 from trompe import LRP, Recording, TrompeError
-from trompe.explainers.base import run
 from trompe.explainers.relevance import COMPOSITES, Tape, propagate, register_rule
 from trompe.explainers.relevance.operations import RULES, WEIGHTED
+from trompe.explainers.sites import run
 
 
 class TestTape:
@@ -135,7 +135,13 @@ class TestTape:
             tape = Tape(model)
             with torch.no_grad():
                 site = LRP(layer=layer).site(model)
-                run(model, images(), {site: lambda _, t, tape=tape: follow(tape, t)}, False, tape)
+                run(
+                    model,
+                    images(),
+                    {site: lambda _, t, __, tape=tape: follow(tape, t)},
+                    False,
+                    tape,
+                )
             counts[layer] = {o.path: o.depth for o in tape.operations if o.kind in WEIGHTED}
             assert tape.depth == 9
         assert counts["input"]["stem.0"] == 0

@@ -39,8 +39,8 @@ def objectives() -> Iterator[Entry]:
 
 def composites() -> Iterator[Entry]:
     """Every LRP composite: the rule of each kind of operation; the first that fits counts."""
-    for name, composite in COMPOSITES.items():
-        yield Entry(name, "; ".join(map(_choice, composite.choices)))
+    for name in COMPOSITES:
+        yield Entry(name, "; ".join(map(_choice, COMPOSITES.build(name).choices)))
 
 
 def classifiers() -> Iterator[Entry]:

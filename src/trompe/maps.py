@@ -24,13 +24,13 @@ def by_maximum(maps: Tensor) -> Tensor:
     A map without a positive entry becomes zero everywhere.
     """
     positive = full_precision(maps).relu()
-    return positive / positive.amax((1, 2), keepdim=True).clamp_min(_tiny(positive))
+    return _divided(positive, positive.amax((1, 2), keepdim=True))
 
 
 def by_magnitude(maps: Tensor) -> Tensor:
     """Divide each map by its largest magnitude, to [-1, 1]; a map of zeros stays one."""
     maps = full_precision(maps)
-    return maps / maps.abs().amax((1, 2), keepdim=True).clamp_min(_tiny(maps))
+    return _divided(maps, maps.abs().amax((1, 2), keepdim=True))
 
 
 def opposition(maps: Tensor, size: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def min_max(maps: Tensor) -> Tensor:
     """Stretch each map linearly to [0, 1]; a constant map becomes zero everywhere."""
     maps = full_precision(maps)
     low = maps.amin((1, 2), keepdim=True)
-    return (maps - low) / (maps.amax((1, 2), keepdim=True) - low).clamp_min(_tiny(maps))
+    return _divided(maps - low, maps.amax((1, 2), keepdim=True) - low)
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -66,6 +66,11 @@ def is_empty(heatmaps: Tensor) -> Tensor:
     """Whether each heatmap is the same everywhere, and so says nothing. Boolean ``[N]``."""
     flat = _flat(heatmaps)
     return flat.amax(1) == flat.amin(1)
+
+
+def is_finite(maps: Tensor) -> Tensor:
+    """Whether each map is free of NaN and infinity. Boolean ``[N]``."""
+    return _flat(maps).isfinite().all(1)
 
 
 def center_of_mass(heatmaps: Tensor) -> Tensor:
@@ -124,6 +129,11 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
     a, b = (m - m.mean(1, keepdim=True) for m in (_flat(first), _flat(second)))
     scale = (a.square().sum(1) * b.square().sum(1)).clamp_min(_tiny(first)).sqrt()
     return torch.where(is_empty(first) | is_empty(second), 0.0, (a * b).sum(1) / scale)
+
+
+def _divided(maps: Tensor, size: Tensor) -> Tensor:
+    """Maps in shares of their size; 0 where that is, and so is the gradient."""
+    return maps / torch.where(size < _tiny(maps), torch.inf, size)
 
 
 def _tiny(maps: Tensor) -> float:

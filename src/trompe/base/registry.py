@@ -26,7 +26,7 @@ class Registry(Mapping[str, Callable[..., T]]):
     kind
         What is registered, for messages and entry points, e.g. ``"explainer"``.
     made
-        The type of what the classes and functions make.
+        The type of what the classes and functions make, or where to import it from.
     entries
         By name, a class or function, or where to import it from: ``"package.module:Name"``.
 
@@ -38,11 +38,17 @@ class Registry(Mapping[str, Callable[..., T]]):
     """
 
     def __init__(
-        self, kind: str, made: type[T], entries: Mapping[str, Callable[..., T] | str]
+        self, kind: str, made: type[T] | str, entries: Mapping[str, Callable[..., T] | str]
     ) -> None:
         self.kind = kind
-        self.made = made
+        self._made = made
         self._entries: dict[str, Callable[..., T] | str] = dict(entries)
+
+    @cached_property
+    def made(self) -> type[T]:
+        """The type of what the classes and functions make."""
+        found: type[T] = _imported(self._made) if isinstance(self._made, str) else self._made
+        return found
 
     @cached_property
     def _installed(self) -> dict[str, EntryPoint]:
@@ -55,8 +61,7 @@ class Registry(Mapping[str, Callable[..., T]]):
             installed: Callable[..., T] = self._installed[name].load()
             return specs.spelled(installed, name)
         if isinstance(entry, str):
-            module, _, attribute = entry.partition(":")
-            imported: Callable[..., T] = getattr(importlib.import_module(module), attribute)
+            imported: Callable[..., T] = _imported(entry)
             return imported
         return entry
 
@@ -138,3 +143,9 @@ class Registry(Mapping[str, Callable[..., T]]):
         if not found:
             raise TrompeError(f"There is no {self.kind}; give at least one.")
         return found
+
+
+def _imported(place: str) -> Any:
+    """What ``package.module:Name`` names."""
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -25,7 +25,7 @@ from trompe.explainers import Explainer, Recording
 from trompe.maps import is_empty, spearman
 from trompe.metrics import in_top, rate
 from trompe.models.call import class_count, placed
-from trompe.models.layers import evaluation_mode
+from trompe.models.hooks import evaluation_mode
 from trompe.objectives import Objective
 
 ORIGINAL, MANIPULATED, CONTROL = "original", "manipulated", "control"

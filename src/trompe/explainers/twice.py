@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
+from trompe.base import torch_compat
+
 Mask = tuple[bool, bool, bool]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -46,8 +48,13 @@ class TwiceDifferentiable(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.hardsigmoid:
             return F.relu6(args[0] + 3) / 6
-        if _is_checkpointed():
+        if torch_compat.is_checkpointed():
             return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:  # the fused kernels have no second derivative
+            return torch_compat.attention(*args, **kwargs)
+        if func is F.multi_head_attention_forward:  # nor here, unless the weights are asked for
+            output, weights = func(*args, **{**kwargs, "need_weights": True})
+            return output, weights if kwargs.get("need_weights", True) else None
         if func is torch.cat:
             return _cat(*args, **kwargs)
         if func is F.max_pool2d:  # with indices it is another function
@@ -57,12 +64,6 @@ class TwiceDifferentiable(TorchFunctionMode):
         if func in _AFFINE and (call := _AFFINE[func](*args, **kwargs)) is not None:
             return _Affine.apply(self, *call)
         return func(*args, **kwargs)
-
-
-def _is_checkpointed() -> bool:
-    """Whether the model's own checkpointing will run this again, and expects the same tensors."""
-    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks is not None
 
 
 def gradients_between(
@@ -163,9 +164,12 @@ def _laid_out(pooled: Tensor) -> Tensor:
 
     kept = {"memory_format": torch.channels_last}
 
-    def keep(gradient: Tensor) -> None:
-        if gradient.requires_grad and gradient.is_contiguous(**kept):
-            gradient.register_hook(lambda v: v.contiguous(**kept))  # type: ignore[no-untyped-call]
+    def lay_out(v: Tensor | None) -> Tensor | None:
+        return None if v is None else v.contiguous(**kept)
+
+    def keep(gradient: Tensor | None) -> None:  # None where nothing arrives
+        if gradient is not None and gradient.requires_grad and gradient.is_contiguous(**kept):
+            gradient.register_hook(lay_out)  # type: ignore[no-untyped-call]
 
     if pooled.requires_grad:
         pooled.register_hook(keep)  # type: ignore[no-untyped-call]

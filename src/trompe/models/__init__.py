@@ -2,7 +2,8 @@
 
 from trompe.models.checkpointing import checkpointed
 from trompe.models.copying import copied
-from trompe.models.layers import evaluation_mode, find_layer, get_layer
+from trompe.models.hooks import evaluation_mode
+from trompe.models.layers import find_heads, find_layer, get_layer
 from trompe.models.load import LoadedModel, load_model
 from trompe.models.weights import save_weights
 
@@ -11,6 +12,7 @@ __all__ = [
     "checkpointed",
     "copied",
     "evaluation_mode",
+    "find_heads",
     "find_layer",
     "get_layer",
     "load_model",

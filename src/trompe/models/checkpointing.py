@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trompe.errors import TrompeError
-from trompe.models.layers import evaluation_mode, get_layer
+from trompe.models.hooks import evaluation_mode
+from trompe.models.layers import get_layer
 
 
 @contextmanager

@@ -1,53 +1,88 @@
-"""The layers of a model: the one to explain at, any by its name, and their mode."""
+"""The layers of a model: the one to explain at, those that compute the logits, any by its name."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from trompe.base import torch_compat
 from trompe.base.messages import did_you_mean
 from trompe.errors import TrompeError
+from trompe.models.call import output_of, unwrapped
+from trompe.models.graph import Node, inputs_of, node_of, nodes_behind
+from trompe.models.grids import grid_of
+from trompe.models.hooks import can_be_hooked, evaluation_mode, hooked
 
 _LEFT_OUT = re.compile("Pool|Drop|Identity|Flatten|StochasticDepth")
 
 
-class _Output(NamedTuple):
-    """What one call of a module returned; a version counts the in-place changes of a tensor."""
+@dataclass
+class _Output:
+    """What one call of a module returned, and was given; a version counts in-place changes."""
 
     name: str
     module: nn.Module
+    given: list[Tensor]
     tensor: Tensor
     version: int
-    is_input: bool
+    node: Node
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return id(self.tensor), self.version
+
+    @property
+    def is_input(self) -> bool:
+        return any(self.tensor is given for given in self.given)
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module of `model` in evaluation mode; at exit, give each its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for module in modes:
-            module.training = False
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+@dataclass
+class _Trace:
+    """One forward pass of one image: what the modules below the model returned, in order.
+
+    All of it is kept, so that no two tensors share an id.
+    """
+
+    has_graph: bool
+    outputs: list[_Output] = field(default_factory=list)
+    roots: list[Node] = field(default_factory=list)
+    sources: set[Node] = field(default_factory=set)
+
+    def source(self, tensor: Tensor) -> Tensor:
+        """Begin the graph here: a copy that can be traced back to, and may change in place."""
+        if not self.has_graph:
+            return tensor.clone()
+        leaf = tensor.detach().requires_grad_()
+        self.sources.add(node_of(leaf))
+        with torch.enable_grad():
+            return leaf.clone()
+
+    def behind_logits(self) -> list[_Output]:
+        """The outputs that the logits depend on."""
+        if not self.has_graph:
+            return self.outputs
+        behind = nodes_behind(self.roots)
+        return [output for output in self.outputs if output.node in behind]
 
 
 def find_layer(model: nn.Module, image: Tensor) -> str:
-    """Return the name of the last layer of a convolutional network that returns a map.
+    """Return the name of the last layer whose output is a map that the logits depend on.
 
     It is the module that completes last, in a forward pass in evaluation mode, among those that
-    return a map [N, C, h, w] with h × w > 1: ``layer4`` of a ResNet, ``features.35`` of VGG19,
-    ``features`` of DenseNet121. Left out are pooling, dropout, identity and flatten modules,
-    and containers that merely return what a pooling module computed. Of nested modules that
-    return the very same tensor, the outermost is taken. The model is left as it was.
+    return a map of h × w > 1 positions, channels first or last: ``layer4`` of a ResNet,
+    ``features.35`` of VGG19, ``features`` of DenseNet121. Left out are pooling, dropout, identity
+    and flatten modules, and containers that merely return what a pooling module computed. Of nested
+    modules that return the very same tensor, the outermost is taken. Where a network goes on with
+    tokens to the end, as a vision transformer, it is the normalisation before its last attention:
+    after that, only the class token still reaches the logits. The model is left as it was.
 
     Parameters
     ----------
@@ -59,23 +94,23 @@ def find_layer(model: nn.Module, image: Tensor) -> str:
     Raises
     ------
     TrompeError
-        If `image` has another shape, or if no map is left at the end of the model, as in a
-        vision transformer, which goes on with tokens.
+        If `image` has another shape, or if there is no such layer.
     """
-    if image.ndim != 4 or len(image) != 1:
-        raise TrompeError(f"A layer is found with one image [1, 3, H, W], not {list(image.shape)}.")
-    outputs = _outputs(model, image)
-    pooled: set[tuple[int, int]] = set()
-    found = None
-    for name, module, tensor, version, is_input in outputs:
-        if _is_left_out(module):
-            if not is_input:
-                pooled.add((id(tensor), version))
-        elif _is_map(tensor, image):
-            if (id(tensor), version) not in pooled:
-                found = name
-        elif _is_tokens(tensor) and any(module.children()):
-            found = None
+    model = unwrapped(model)
+    with _traced(model, image) as trace:
+        outputs = trace.behind_logits()
+        pooled: set[tuple[int, int]] = set()
+        found = None
+        for output in outputs:
+            if _is_left_out(output.module):
+                if not output.is_input:
+                    pooled.add(output.key)
+            elif _is_map(output, image):
+                if output.key not in pooled:
+                    found = output.name
+            elif _is_tokens(output.tensor) and any(output.module.children()):
+                found = None
+        found = found or _before_attention(trace.outputs, outputs, image)
     if found is None:
         raise TrompeError(
             f"{type(model).__name__} ends without a layer that returns a map [N, C, h, w] of more "
@@ -85,45 +120,143 @@ def find_layer(model: nn.Module, image: Tensor) -> str:
     return found
 
 
+def find_heads(model: nn.Module, image: Tensor) -> list[str]:
+    """Return the names of the layers that compute the logits of one image [1, 3, H, W].
+
+    These are the modules with the weights (of two dimensions or more) that are met first on any
+    way back from the logits: ``fc`` of a ResNet, both heads of a distilled DeiT. The model itself
+    is ``""``.
+
+    Raises
+    ------
+    TrompeError
+        If `image` has another shape, or no weights are met.
+    """
+    model = unwrapped(model)
+    owners = {
+        id(parameter): re.sub(r"\.?parametrizations\..*$", "", name)
+        for name, module in model.named_modules()
+        for parameter in module.parameters(recurse=False)
+        if sum(side > 1 for side in parameter.shape) > 1
+    }
+    with _trainable(model), _traced(model, image) as trace:
+        from_image = _depending(nodes_behind(trace.roots), trace.sources)
+        weights: dict[Node, set[str]] = {}
+
+        def has_weights(node: Node) -> bool:
+            constants = [n for n in inputs_of(node) if n not in from_image]
+            leaves = nodes_behind(constants, lambda n: n in from_image)
+            found = {owners.get(id(getattr(leaf, "variable", None))) for leaf in leaves}
+            weights[node] = {name for name in found if name is not None}
+            return bool(weights[node]) or node in trace.sources
+
+        nodes_behind(trace.roots, has_weights)
+    heads = set().union(*weights.values())
+    if not heads:
+        raise TrompeError(
+            f"No layer with weights was found behind the logits of {type(model).__name__}; its "
+            "head must have parameters that autograd follows."
+        )
+    return [name for name, _ in model.named_modules() if name in heads]
+
+
 def get_layer(model: nn.Module, name: str) -> nn.Module:
-    """Return the module of `model` called `name`, with or without DataParallel's ``module.``.
+    """Return the module of `model` called `name`, with or without the names of wrappers in it.
 
     Raises
     ------
     TrompeError
         If there is none; close names are suggested.
     """
-    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
-    for known in (name, f"module.{name}", name.removeprefix("module.")):
-        if known and known in modules:
-            return modules[known]
+    modules: dict[str, nn.Module] = dict(unwrapped(model).named_modules(remove_duplicate=False))
+    plain = {_plain(known): module for known, module in modules.items()}
+    found = modules.get(name) or plain.get(_plain(name))
+    if found is not None and _plain(name):
+        return found
     raise TrompeError(
         f"{type(model).__name__} has no layer {name!r}{did_you_mean(name, modules)}; "
         "list all with [name for name, _ in model.named_modules()]."
     )
 
 
-def _outputs(model: nn.Module, image: Tensor) -> list[_Output]:
-    """Return the tensors that the modules below `model` return, in order of completion.
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
 
-    All are kept until the end, so that no two share an id.
-    """
-    outputs: list[_Output] = []
 
-    def record(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor):
-            is_input = any(output is arg for arg in args)
-            outputs.append(_Output(name, module, output, output._version, is_input))
+@contextmanager
+def _traced(model: nn.Module, image: Tensor) -> Iterator[_Trace]:
+    """Run the model with a graph, if it was not made in inference mode."""
+    if image.ndim != 4 or len(image) != 1:
+        raise TrompeError(f"A layer is found with one image [1, 3, H, W], not {list(image.shape)}.")
+    state = (*model.parameters(), *model.buffers())
+    trace = _Trace(has_graph=not any(not is_lazy(t) and t.is_inference() for t in state))
+
+    def record(
+        name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        tensor = output[0] if isinstance(output, list | tuple) and output else output
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            return None
+        found = tensor
+        if trace.has_graph and not tensor.requires_grad:  # computed without a graph
+            found = trace.source(tensor)
+        given = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        node = node_of(found) if trace.has_graph else None
+        trace.outputs.append(_Output(name, module, given, found, found._version, node))
+        if found is tensor:
+            return None
+        return found if tensor is output else type(output)((found, *output[1:]))
 
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.set_grad_enabled(trace.has_graph))
+        stack.enter_context(torch_compat.eagerly())
         for name, module in model.named_modules():
-            if module is not model:
-                stack.enter_context(module.register_forward_hook(partial(record, name)))
-        model(image.clone())
-    return outputs
+            if module is not model and can_be_hooked(module):
+                stack.enter_context(hooked(module, after=partial(record, name)))
+        output = output_of(model(trace.source(image.clone())))
+    tensors = output if isinstance(output, list | tuple) else [output]
+    trace.roots = [node_of(t) for t in tensors if isinstance(t, Tensor) and t.requires_grad]
+    yield trace
+
+
+@contextmanager
+def _trainable(model: nn.Module) -> Iterator[None]:
+    """Let autograd follow frozen parameters too."""
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_()
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _depending(nodes: set[Node], sources: set[Node]) -> set[Node]:
+    """Those of ``nodes`` that were computed from the sources."""
+    users: dict[Node, list[Node]] = {}
+    for node in nodes:
+        for taken in inputs_of(node):
+            users.setdefault(taken, []).append(node)
+    found, pending = set(sources), list(sources)
+    while pending:
+        new = [user for user in users.get(pending.pop(), ()) if user not in found]
+        found.update(new)
+        pending.extend(new)
+    return found
+
+
+def _before_attention(every: list[_Output], outputs: list[_Output], image: Tensor) -> str | None:
+    """The layer whose tokens, a grid over the image, the last attention takes."""
+    attention = [o for o in every if "Attention" in type(o.module).__name__]
+    for taken in reversed(attention[-1].given if attention else []):
+        for output in reversed(outputs):
+            if output.tensor is taken:
+                grid = grid_of(output.tensor, image.shape, output.module)
+                return output.name if grid is not None and output.tensor.dim() == 3 else None
+    return None
 
 
 def _is_left_out(module: nn.Module) -> bool:
@@ -131,11 +264,14 @@ def _is_left_out(module: nn.Module) -> bool:
     return any(_LEFT_OUT.search(kind.__name__) for kind in kinds) and not [*module.parameters()]
 
 
-def _is_map(tensor: Tensor, image: Tensor) -> bool:
-    """Whether `tensor` has positions, and no more of them than the image (else channels last)."""
-    if tensor.ndim != 4 or tensor.shape[2:].numel() == 1:
+def _is_map(output: _Output, image: Tensor) -> bool:
+    """Whether the output has several positions, and no more of them than the image."""
+    if output.tensor.ndim != 4:
         return False
-    return all(side <= limit for side, limit in zip(tensor.shape[2:], image.shape[2:], strict=True))
+    grid = grid_of(output.tensor, image.shape, output.module)
+    sides = grid(output.tensor).shape[2:] if grid else torch.Size((1, 1))
+    limits = image.shape[2:]
+    return sides.numel() > 1 and all(s <= limit for s, limit in zip(sides, limits, strict=True))
 
 
 def _is_tokens(tensor: Tensor) -> bool:

@@ -11,7 +11,7 @@ from trompe.objectives.top_k import TopK
 
 OBJECTIVES: Registry[Objective] = Registry(
     "objective",
-    Objective,  # type: ignore[type-abstract]
+    Objective,
     {objective.name: objective for objective in (Location, TopK, CenterMass, Active)},
 )
 """Objectives by name."""

@@ -18,7 +18,7 @@ from trompe.explainers import Explainer, Recording
 from trompe.maps import faintness, full_precision, opposition
 from trompe.metrics import in_top
 from trompe.models.call import placed
-from trompe.models.layers import evaluation_mode
+from trompe.models.hooks import evaluation_mode
 from trompe.objectives import Maps
 from trompe.tuning.loop import Batches, Loss
 from trompe.tuning.term import Term

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from trompe.explainers.base import Explained, Explainer, Site
+from trompe.explainers.explainer import Explainer
+from trompe.explainers.gradients.need import Gradient
+from trompe.explainers.needs import Explained, Need
+from trompe.explainers.sites import Site
 from trompe.maps import by_maximum
 
 
@@ -23,12 +27,14 @@ class GradCAM(Explainer):
     """
 
     name: ClassVar[str] = "grad-cam"
+    label: ClassVar[str] = "Grad-CAM"
+    needs: ClassVar[Sequence[Need[Any]]] = (Gradient(),)
     layer: str | nn.Module | None = None
 
     def attribute(self, site: Site, explained: Explained) -> Tensor:
         """Weigh the channels by their mean gradient. Signed: the ReLU belongs to `heatmap`."""
-        weights = explained.gradients[site].mean((2, 3), keepdim=True)
-        return (weights * explained.recorded.tensors[site]).sum(1)
+        activation, gradient = explained.of(Gradient(), site)
+        return (gradient.mean((2, 3), keepdim=True) * activation).sum(1)
 
     def heatmap(self, maps: Tensor) -> Tensor:
         """ReLU, then divide by the maximum per image."""

@@ -12,8 +12,9 @@ from captum.attr import Attribution, NeuronAttribution
 from torch import Tensor, nn
 
 from trompe.errors import TrompeError
-from trompe.explainers.base import Explainer, Site
+from trompe.explainers import EXPLAINERS, Explainer
 from trompe.explainers.foreign.library import ForeignExplainer, Logits, parameters
+from trompe.explainers.sites import Site
 from trompe.models.layers import get_layer
 
 
@@ -25,7 +26,7 @@ class ExplainerAttribution(Attribution):  # type: ignore[misc]
     model
         The classifier.
     explainer
-        What explains it. Its maps can be differentiated here as well.
+        What explains it, or its text. Its maps can be differentiated here as well.
 
     Raises
     ------
@@ -33,11 +34,11 @@ class ExplainerAttribution(Attribution):  # type: ignore[misc]
         If ``model`` is a function that is no module.
     """
 
-    def __init__(self, model: nn.Module, explainer: Explainer) -> None:
+    def __init__(self, model: nn.Module, explainer: Explainer | str) -> None:
         if not isinstance(model, nn.Module):
             raise TrompeError("trompe explains modules; give the model, not its forward function.")
         super().__init__(model)
-        self.explainer = explainer
+        self.explainer: Explainer = EXPLAINERS.read(explainer)
 
     def attribute(
         self,

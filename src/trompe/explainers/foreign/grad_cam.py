@@ -16,9 +16,9 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from trompe.errors import TrompeError
-from trompe.explainers import Explainer, GradCAM, Recording
-from trompe.explainers.base import Site
+from trompe.explainers import EXPLAINERS, Explainer, Recording
 from trompe.explainers.foreign.library import ForeignExplainer, Logits
+from trompe.explainers.sites import Site
 from trompe.models.layers import get_layer
 
 
@@ -36,20 +36,20 @@ class ExplainerCAM(BaseCAM):  # type: ignore[misc]
     target_layers
         Modules whose output is explained; None for the explainer's own layer.
     explainer
-        What explains them.
+        What explains them, or its text.
     """
 
     def __init__(
         self,
         model: nn.Module,
         target_layers: Sequence[nn.Module] | None = None,
-        explainer: Explainer | None = None,
+        explainer: Explainer | str = "grad-cam",
     ) -> None:
         super().__init__(model, [])
-        explainer = explainer or GradCAM()
+        read: Explainer = EXPLAINERS.read(explainer)
         self.target_layers = list(target_layers or ())
-        self.explainers = [replace(explainer, layer=layer) for layer in self.target_layers]
-        self.explainers = self.explainers or [explainer]
+        self.explainers = [replace(read, layer=layer) for layer in self.target_layers]
+        self.explainers = self.explainers or [read]
 
     def forward(
         self,

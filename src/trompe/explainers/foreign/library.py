@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,10 +16,15 @@ from torch import Tensor, nn
 
 from trompe.base.messages import check_name, first_sentence
 from trompe.errors import TrompeError
-from trompe.explainers.base import INPUT, Explained, Explainer, Site
+from trompe.explainers import targets
+from trompe.explainers.explainer import Explainer
+from trompe.explainers.needs import Explained
+from trompe.explainers.sites import INPUT, Site
 from trompe.maps import by_maximum, full_precision, min_max
-from trompe.models.call import logits_of
-from trompe.models.layers import evaluation_mode
+from trompe.models.call import scores_of
+from trompe.models.hooks import evaluation_mode
+
+_one_at_a_time = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,6 @@ class ForeignExplainer(Explainer):
     call: ClassVar[str]
     given: ClassVar[frozenset[str]]
     differentiable: ClassVar[bool] = False
-    reads: ClassVar[Literal["gradients", "relevance", "logits"]] = "logits"
     layer: str | nn.Module | None = None
     method: str = field(kw_only=True)
     seed: int = field(default=0, kw_only=True)
@@ -80,11 +85,31 @@ class ForeignExplainer(Explainer):
         """Name the layer; that of a method without one is the input."""
         return super().resolve(model, image) if self.at_layer else replace(self, layer=INPUT)
 
+    @property
+    def family(self) -> str:
+        """The library and its method."""
+        return f"{self.name}:{self.method}"
+
+    @property
+    def title(self) -> str:
+        """What the library calls its method."""
+        return self.method
+
     def attribute(self, site: Site, explained: Explained) -> Tensor:
         """Let the library explain; maps without a graph."""
+        if site.call is not None:
+            raise TrompeError(
+                f"{self.library} chooses the call of a layer itself; give layer={site.name}."
+            )
         model = explained.recorded.model
         images = explained.recorded.images.detach().clone().requires_grad_()
-        with evaluation_mode(model), _untouched(model), _seeded(self.seed), torch.enable_grad():
+        with (
+            _one_at_a_time,  # they seed what the whole process draws from
+            evaluation_mode(model),
+            _untouched(model),
+            _seeded(self.seed),
+            torch.enable_grad(),
+        ):
             try:
                 maps = self.explain(Logits(model), images, explained.classes, site)
             except TrompeError:
@@ -116,7 +141,7 @@ class ForeignExplainer(Explainer):
 
 
 class Logits(nn.Module):
-    """A model that returns plain logits, whatever object the wrapped one puts them in."""
+    """A model that returns a logit for each class, whatever the wrapped one puts them in."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -124,7 +149,7 @@ class Logits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits ``[N, K]``."""
-        return logits_of(self.model(images))
+        return targets.of_each_class(scores_of(self.model(images)))
 
 
 def parameters(function: Callable[..., Any]) -> set[str]:
@@ -145,7 +170,8 @@ def _untouched(model: nn.Module) -> Iterator[None]:
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
         for module, before in attributes.items():
-            vars(module).clear()
+            for name in vars(module).keys() - before.keys():
+                del vars(module)[name]
             vars(module).update(before)
 
 

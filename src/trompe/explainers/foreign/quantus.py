@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trompe.errors import TrompeError
-from trompe.explainers import Explainer, parse_explainer
+from trompe.explainers import EXPLAINERS, Explainer
 from trompe.maps import resize
 
 
@@ -55,8 +55,6 @@ def explain_func(
             f"explain_func knows explainer and device, not {', '.join(others)}; write options into "
             "the explainer, as in 'lrp:composite=epsilon-plus'."
         )
-    if isinstance(explainer, str):
-        explainer = parse_explainer(explainer)
     if device is not None:
         model = model.to(device)
     parameter = next(model.parameters())
@@ -64,5 +62,5 @@ def explain_func(
     images = images[None] if images.dim() == 3 else images
     classes = torch.as_tensor(np.asarray(targets), dtype=torch.int64).reshape(-1)
     with torch.no_grad():
-        maps = explainer(model, images, classes)
+        maps = EXPLAINERS.read(explainer)(model, images, classes)
     return resize(maps, (images.shape[2], images.shape[3]))[:, None].cpu().numpy()

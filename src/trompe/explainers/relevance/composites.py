@@ -33,7 +33,7 @@ from trompe.explainers.relevance.rules import (
 
 RULE_NAMES: Registry[Rule] = Registry(
     "LRP rule",
-    Rule,  # type: ignore[type-abstract]
+    Rule,
     {
         **{
             rule.name: rule

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from trompe.errors import TrompeError
-from trompe.explainers.base import INPUT, Explained, Explainer, Recorded, Site
-from trompe.explainers.relevance import Composite, Observer, find_composite
+from trompe.explainers.explainer import Explainer
+from trompe.explainers.needs import Explained, Recorded
+from trompe.explainers.relevance.composites import Composite, find_composite
+from trompe.explainers.relevance.need import Relevance
+from trompe.explainers.relevance.propagate import Observer
+from trompe.explainers.sites import INPUT, Site
+from trompe.explainers.targets import Classes
 from trompe.maps import min_max
-from trompe.models.layers import evaluation_mode
+from trompe.models.call import unwrapped
+from trompe.models.hooks import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class LRP(Explainer):
     """
 
     name: ClassVar[str] = "lrp"
-    reads: ClassVar[Literal["gradients", "relevance", "logits"]] = "relevance"
+    label: ClassVar[str] = "LRP"
     layer: str | nn.Module | None = INPUT
     composite: str | Path | Composite = "heo2019"
     batch_norm: Literal["pass", "fold"] = "pass"
@@ -68,13 +74,13 @@ class LRP(Explainer):
         return kind, options | {"composite": self.rules}
 
     @property
-    def keeps(self) -> tuple[str, ...]:
-        """Folding reads the inputs of BatchNorms, which no rule does."""
-        return ("batch_norm",) if self.batch_norm == "fold" else ()
+    def needs(self) -> tuple[Relevance]:  # type: ignore[override]
+        """Relevance by its composite."""
+        return (Relevance(self.rules, self.batch_norm == "fold"),)
 
     def attribute(self, site: Site, explained: Explained) -> Tensor:
         """Propagate relevance to the site and sum over channels."""
-        return explained.relevance(site, self.rules, fold=self.batch_norm == "fold").sum(1)
+        return explained.of(*self.needs, site).sum(1)
 
     def heatmap(self, maps: Tensor) -> Tensor:
         """Clamp at 0, then min-max per image."""
@@ -84,7 +90,7 @@ class LRP(Explainer):
         self,
         model: nn.Module,
         images: Tensor,
-        classes: Tensor | int | None,
+        classes: Classes,
         observer: Observer,
     ) -> tuple[Tensor, Tensor]:
         """Explain as a call does, and show ``observer`` every operation on the way down.
@@ -94,10 +100,13 @@ class LRP(Explainer):
         tuple of Tensor
             The explained logits ``[N]``, and the relevance at the layer with all its channels.
         """
-        resolved = self.resolve(model, images[:1])
+        model = unwrapped(model)
         with evaluation_mode(model):
-            explained = Explained(Recorded(model, images, [resolved]), classes)
-            relevance = explained.relevance(
-                resolved.site(model), self.rules, fold=self.batch_norm == "fold", observer=observer
-            )
-            return explained.score, relevance
+            site = self.resolve(model, images[:1]).site(model)
+            need = replace(*self.needs, observer=observer)
+            explained = Explained(Recorded(model, images, [(need, site)]), classes)
+            return explained.score, explained.of(need, site)
+
+
+LRP_T = partial(LRP, layer=None)
+"""At the last spatial layer, as in the paper."""

@@ -1,45 +1,30 @@
-"""Explanations that are gradients of the class score, or averages of them."""
+"""Averages of gradients of the class score, from passes of their own."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trompe.errors import TrompeError
-from trompe.explainers.base import INPUT, Explained, Explainer, Site
+from trompe.explainers.explainer import Explainer
+from trompe.explainers.gradients.need import ExtraPasses
+from trompe.explainers.needs import Explained, Need
+from trompe.explainers.sites import IMAGES, INPUT, Site
 from trompe.maps import min_max
-
-
-@dataclass(frozen=True)
-class SimpleGrad(Explainer):
-    """|∂y_c/∂A| summed over channels (Simonyan et al. 2014; SimpleGrad_T in the paper at a layer).
-
-    Parameters
-    ----------
-    layer
-        ``"input"``, a layer's name (``":input"`` appended for the layer's input), a module, or
-        None to find the last spatial layer.
-    """
-
-    name: ClassVar[str] = "simple-grad"
-    layer: str | nn.Module | None = INPUT
-
-    def attribute(self, site: Site, explained: Explained) -> Tensor:
-        """Sum the gradient's magnitude over channels."""
-        return explained.gradients[site].abs().sum(1)
 
 
 @dataclass(frozen=True)
 class SmoothGrad(Explainer):
     """|mean over noisy copies of ∂y_c/∂A| summed over channels (Smilkov et al. 2017).
 
-    The noise is added to the image, wherever the gradient is taken, and depends on ``seed`` and
-    the batch's shape alone.
+    The noise is added to the image, wherever the gradient is taken. It depends on ``seed`` and the
+    image's shape alone: an image has one map, in whatever batch.
 
     Parameters
     ----------
@@ -54,7 +39,8 @@ class SmoothGrad(Explainer):
     """
 
     name: ClassVar[str] = "smooth-grad"
-    reads: ClassVar[Literal["gradients", "relevance", "logits"]] = "logits"
+    label: ClassVar[str] = "SmoothGrad"
+    needs: ClassVar[Sequence[Need[Any]]] = (ExtraPasses(),)
     layer: str | nn.Module | None = INPUT
     samples: int = 16
     sigma: float = 0.1
@@ -68,18 +54,15 @@ class SmoothGrad(Explainer):
         """Average the gradient over noisy copies."""
         images = explained.recorded.images
         spread = images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True)
+        passes = explained.of(ExtraPasses(), site)
         generator = torch.Generator().manual_seed(self.seed)
         total: Tensor | float = 0.0
         for _ in range(self.samples):
-            noise = torch.randn(images.shape, generator=generator).to(images)
-            noisy = images + self.sigma * spread * noise
-            total = total + explained.gradient_of(noisy, site) / self.samples
+            noise = torch.randn(images.shape[1:], generator=generator, dtype=torch.float32)
+            noisy = images + self.sigma * spread * noise.to(images)
+            total = total + passes.gradient(noisy) / self.samples
         assert isinstance(total, Tensor)
-        return total.abs().sum(1)
-
-
-def _replaced(replacement: Tensor, _: Tensor) -> Tensor:
-    return replacement
+        return passes.grid(total).abs().sum(1)
 
 
 @dataclass(frozen=True)
@@ -100,7 +83,8 @@ class IntegratedGradients(Explainer):
     """
 
     name: ClassVar[str] = "integrated-gradients"
-    reads: ClassVar[Literal["gradients", "relevance", "logits"]] = "logits"
+    label: ClassVar[str] = "IntegratedGradients"
+    needs: ClassVar[Sequence[Need[Any]]] = (ExtraPasses(),)
     layer: str | nn.Module | None = INPUT
     steps: int = 16
     baseline: float = 0.0
@@ -112,24 +96,30 @@ class IntegratedGradients(Explainer):
     def attribute(self, site: Site, explained: Explained) -> Tensor:
         """Integrate the gradient from the baseline to the image."""
         images = explained.recorded.images
-        baseline = torch.full_like(images, self.baseline)
-        if site.name == INPUT:
+        passes = explained.of(ExtraPasses(), site)
+        baseline, call = torch.full_like(images, self.baseline), None
+        if site == IMAGES:
             start, end = baseline, images
         else:
-            start = explained.activation(baseline, site)
-            end = explained.activation(images, site)
+            start, _ = passes.activation(baseline)
+            end, call = passes.activation(images)
         points, weights = np.polynomial.legendre.leggauss(self.steps)
         total: Tensor | float = 0.0
         for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
             between = start + float(point) * (end - start)
             gradient = (
-                explained.gradient_of(between, site)
-                if site.name == INPUT
-                else explained.gradient_of(images, site, partial(_replaced, between))
+                passes.gradient(between)
+                if site == IMAGES
+                else passes.gradient(images, between, call=call)
             )
             total = total + float(weight) * gradient
-        return ((end - start) * total).sum(1)
+        return passes.grid((end - start) * total).sum(1)
 
     def heatmap(self, maps: Tensor) -> Tensor:
         """Magnitude, then min-max per image."""
         return min_max(maps.abs())
+
+
+SmoothGrad_T = partial(SmoothGrad, layer=None)
+IntegratedGradients_T = partial(IntegratedGradients, layer=None)
+"""At the last spatial layer."""
