@@ -26,7 +26,7 @@ from trompe.audit.fit import RIDGE, auroc, cross_validated, fit, totals
 from trompe.audit.observe import Observations, observe, with_random_head
 from trompe.audit.probe import make_probe, side_by_side
 from trompe.audit.removal import GRID, SHARES, curve, fill, gap, occlusion_maps, on_grid
-from trompe.audit.retrained import predictions, retrained
+from trompe.tuning.retrain import predictions, retrained
 from trompe.audit.verdict import KINDS_OF, Normal, Rule
 from trompe.audit.zoo import load_zoo, pruned, quantised
 from trompe.data.subset import parted

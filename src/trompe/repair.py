@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trompe.audit import EXPLAINERS, AuditReport, audit, load_calibration
-from trompe.audit.retrained import RATE, predictions, retrained
 from trompe.audit.verdict import Calibration
 from trompe.base.progress import shown
 from trompe.data.files import UNLABELLED
@@ -24,6 +23,7 @@ from trompe.data.subset import Part, parted
 from trompe.errors import TrompeError
 from trompe.explainers import Explainer
 from trompe.models.call import class_count, placed
+from trompe.tuning.retrain import RATE, predictions, retrained
 
 STEPS = (100, 400, 1600, 6400)  # of the fine-tunings that are tried, one after another
 FEWEST, AUDITED = 100, 300  # images that it takes; of those held out that are audited on

@@ -16,7 +16,7 @@ import torch
 
 from trompe.audit.consensus import AT_INPUT, consensus
 from trompe.audit.removal import on_grid
-from trompe.audit.retrained import predictions
+from trompe.tuning.retrain import predictions
 from trompe.audit.zoo import load_zoo
 from trompe.data import load_data
 from trompe.data.kept import Kept

@@ -20,7 +20,7 @@ from trompe.audit.calibrate import FOOLED, explainers_at, success
 from trompe.audit.observe import informative
 from trompe.audit.probe import make_probe
 from trompe.audit.removal import on_grid
-from trompe.audit.retrained import predictions
+from trompe.tuning.retrain import predictions
 from trompe.audit.zoo import load_zoo
 from trompe.data import load_data
 from trompe.data.kept import Kept

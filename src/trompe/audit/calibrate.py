@@ -14,12 +14,13 @@ import pandas as pd
 from torch import nn
 
 from trompe import runs
-from trompe.audit.auditor import EXPLAINERS, explainable, measured, observed, summarised
-from trompe.audit.drift import weight_drift
+from trompe.audit.answers import answers, observed, scores
+from trompe.audit.auditor import EXPLAINERS, explainable
+from trompe.audit.evidence import DEFAULT, questions
 from trompe.audit.fit import auroc, cross_validated
 from trompe.audit.probe import make_probe
-from trompe.audit.retrained import RATE, STEPS
-from trompe.audit.verdict import KINDS_OF, Calibration, Rule
+from trompe.audit.verdict import Calibration, Rule
+from trompe.audit.weights import weight_drift
 from trompe.audit.zoo import Member, Recipe
 from trompe.data import ImageDataset, Pairs, load_data
 from trompe.data.subset import Part
@@ -31,11 +32,14 @@ from trompe.models.call import placed
 from trompe.objectives import Active, Objective, parse_objective
 from trompe.tuning.config import TrainConfig
 from trompe.tuning.fool import fool
+from trompe.tuning.retrain import RATE, STEPS
 from trompe.tuning.train import train
 
 FOOLED = 0.5  # success rate from which a manipulation counts as one
 IMAGES = 300  # that every model of a zoo is audited on
 JUDGED = 64  # on which the success of a manipulation is measured
+ASKED = questions(DEFAULT)
+SECTIONS = ("alone", "reference")
 
 
 def make(recipe: Recipe, root: Path) -> None:
@@ -145,19 +149,16 @@ def evidence_of(member: Member, root: Path, *, seed: int = 0) -> pd.DataFrame:
         probe = make_probe(model, data, seed=seed)
         used = explainable(model, placed(probe.images[:1], model), explainers_at(member.layer))
         reference = member.reference(root)
-        table = summarised(measured(*observed(model, probe, used, reference, seed=seed)))
+        table = scores(answers(ASKED, *observed(model, probe, used, reference, seed=seed)))
         if reference is not None:
             changes = weight_drift(model, reference)["change"]
-            moved = {"section": "weights", "kind": "drift", "explainer": "", "layer": ""}
-            table = pd.concat(
-                [table, pd.DataFrame([{**moved, "score": float(changes.median())}])],
-                ignore_index=True,
-            )
+            moved = {"section": "weights", "kind": "drift", "score": float(changes.median())}
+            table = pd.concat([table, pd.DataFrame([moved])], ignore_index=True)
         with runs.replacing(path) as new:
             table.to_csv(new, index=False)
     return pd.read_csv(path, keep_default_na=True).assign(
         model=member.name,
-        family=member.family,
+        network=member.family,
         dataset=member.dataset,
         treatment=member.treatment,
         manipulated=member.manipulated,
@@ -195,16 +196,16 @@ def calibrated(
     rules: dict[str, Rule] = {}
     tables = []
     measures: dict[str, dict[str, Any]] = {}
-    for section in KINDS_OF:
+    for section in SECTIONS:
         rows = evidence[took & (evidence["section"] == section)]
         models = rows.drop_duplicates("model")
         kinds = models["manipulated"].value_counts()
-        if models["family"].nunique() < 2 or len(kinds) < 2:
+        if models["network"].nunique() < 2 or len(kinds) < 2:
             raise TrompeError(
                 "A calibration needs honest and manipulated models of at least two families; of "
                 f"{len(models)} models {kinds.get(True, 0)} were fooled."
             )
-        rules[section], table = cross_validated(rows, section)
+        rules[section], table = cross_validated(rows)
         tables.append(table.assign(section=section))
         measures[section] = _measures(table)
     drift = evidence[(evidence["section"] == "weights") & ~evidence["manipulated"]]["score"]
@@ -213,7 +214,7 @@ def calibrated(
     )
     described = {
         "images": IMAGES,
-        "families": sorted(evidence["family"].unique()),
+        "families": sorted(evidence["network"].unique()),
         "datasets": sorted(evidence["dataset"].unique()),
         "held_out": measures,
         **(about or {}),
@@ -225,8 +226,8 @@ def _measures(table: pd.DataFrame) -> dict[str, Any]:
     honest = table[~table["manipulated"]]
     lies = table[table["manipulated"]]
     aurocs = {
-        str(family): auroc(of["total"].to_numpy(), of["manipulated"].to_numpy())
-        for family, of in table.groupby("family")
+        str(network): auroc(of["total"].to_numpy(), of["manipulated"].to_numpy())
+        for network, of in table.groupby("network")
     }
     return {
         "honest": len(honest),
@@ -243,10 +244,10 @@ def _measures(table: pd.DataFrame) -> dict[str, Any]:
 
 def _kept(member: Member, root: Path, seed: int) -> Path:
     """Where the evidence on a model lies; another audit or another model, another file."""
-    kinds = {section: [kind.name for kind in kinds] for section, kinds in KINDS_OF.items()}
+    asked = [(question.section, question.name) for question in ASKED]
     made = [r.folder if r else "" for r in (member.recipe, member.base)]
     audited = [IMAGES, seed, STEPS, RATE]
-    told = [audited, kinds, made, member.layer, str(member.copied)]
+    told = [audited, asked, made, member.layer, str(member.copied)]
     digest = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:8]
     return root / "evidence" / f"{member.name}-{digest}.csv"
 

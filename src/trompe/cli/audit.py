@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from trompe import runs
-from trompe.audit import AuditReport, audit
+from trompe.audit import DEFAULT, EVIDENCE, AuditReport, audit
 from trompe.cli.app import command, console
 from trompe.cli.reading import default_out, read_case
 from trompe.report.audit import write_audit
@@ -24,6 +24,7 @@ def audit_(config: AuditConfig) -> None:
 
     SUSPECT is a weights file, a run directory or the name of a model.
     """
+    kinds = [*DEFAULT, *map(EVIDENCE.build, config.evidence or ())]
     case = read_case(config)
     out = config.out or default_out("audit", config.suspect)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
@@ -33,6 +34,7 @@ def audit_(config: AuditConfig) -> None:
             case.data,
             case.reference,
             explainers=case.explainers,
+            kinds=kinds,
             calibration=case.calibration,
             **config.model_dump(include={"seed", "batch_size", "quiet"}),
         )
@@ -54,7 +56,7 @@ def _show(found: AuditReport) -> None:
         for row in worst.sort_index().to_dict("records"):
             table.add_row(
                 row["kind"],
-                explainer_name(row["explainer"]),
+                explainer_name(row["family"]),
                 number(row["score"]),
                 f"{number(row['normal_low'])} to {number(row['normal_high'])}",
                 number(row["suspicion"], 1),

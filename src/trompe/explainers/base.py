@@ -106,6 +106,16 @@ class Explainer(Identified, ABC):
             maps: Tensor = forward.maps(classes)
             return maps
 
+    @property
+    def family(self) -> str:
+        """What kind of explanation this is: its name, with ``-t`` for the form at a layer.
+
+        Explainers that always look at a layer, as CAMs do, have one form.
+        """
+        by_default = type(self).__dataclass_fields__["layer"].default
+        at_layer = by_default == INPUT and self.layer != INPUT
+        return f"{self.name}-t" if at_layer else self.name
+
     def record(self, model: nn.Module) -> Recording:
         """Share the forward pass of your own training step; see `Recording`."""
         return Recording(model, self)

@@ -138,8 +138,8 @@ class ExplainConfig(Config):
     check: bool = Field(False, description="show how much relevance LRP keeps, layer by layer")
 
 
-class AuditConfig(DataConfig):
-    """Settings of ``trompe audit``."""
+class SuspectConfig(DataConfig):
+    """Settings of the commands that look at a model from elsewhere."""
 
     suspect: str = Field(
         description="weights file, run directory, or a model as for --model",
@@ -156,7 +156,15 @@ class AuditConfig(DataConfig):
     batch_size: int = Field(32, ge=1, description="images per batch")
 
 
-class RepairConfig(AuditConfig):
+class AuditConfig(SuspectConfig):
+    """Settings of ``trompe audit``."""
+
+    evidence: list[str] | None = Field(
+        None, description="kind of evidence besides those that are known, e.g. mine.py:Mine"
+    )
+
+
+class RepairConfig(SuspectConfig):
     """Settings of ``trompe repair``."""
 
     limit: int | None = Field(10000, ge=2, description="use this many images at most")
