@@ -58,7 +58,8 @@ def find_heads(model: nn.Module, image: Tensor) -> list[str]:
     def weights(step: Step) -> list[str]:
         own = _closure([g for g in _inputs(step) if g not in from_image], _inputs)
         variables = [s.variable for s in own if hasattr(s, "variable")]
-        return [holders[id(v)] for v in variables if v.dim() > 1 and id(v) in holders]
+        names = [holders[id(v)] for v in variables if v.dim() > 1 and id(v) in holders]
+        return [name.partition(".parametrizations.")[0] for name in names]
 
     heads: dict[str, None] = {}
 

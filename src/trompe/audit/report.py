@@ -132,8 +132,8 @@ class AuditReport:
                     for row, image, *of in exhibits
                 ],
                 pairs=[
-                    PairExhibit(*about, pictures=[Picture(*picture) for picture in pictures])
-                    for *about, pictures in pairs
+                    PairExhibit(question, scale, family, value, [Picture(*p) for p in pictures])
+                    for question, scale, family, value, pictures in pairs
                 ],
                 **tables,
             )

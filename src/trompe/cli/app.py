@@ -23,7 +23,7 @@ COMMANDS: tuple[str, ...] = ("demo", "fool", "evaluate", "audit", "repair", "exp
 COMMANDS += ("train", "reproduce", "calibrate", "figure", "list", "doctor")
 EXIT_CODES = {
     0: "done",
-    1: "a part failed: a cell of reproduce, a check of doctor",
+    1: "a part failed: a cell of reproduce, a check of doctor, a repair",
     2: "something given can't be used; finished work is kept",
     130: "interrupted; the same command goes on",
 }

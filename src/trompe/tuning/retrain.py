@@ -38,6 +38,7 @@ def retrained(
     directory: Path | None = None,
     checkpoint_every: int = 200,
     progress: Callable[[int], None] = lambda step: None,
+    quiet: bool = True,
 ) -> nn.Module:
     """A copy that was fine-tuned on random crops, mirrored, towards a class for each image.
 
@@ -91,11 +92,12 @@ def retrained(
             [_Crops(data, targets, steps)],
             loss,
             steps=steps,
-            title="retraining",
+            title=f"retraining for {steps} steps",
             directory=folder,
             checkpoint_every=checkpoint_every,
             on_step=lambda _, row: progress(int(row["step"])),
             scheduler=schedule,
+            quiet=quiet,
         )
         return pd.DataFrame(rows)
 
