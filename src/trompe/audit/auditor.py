@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trompe.audit.answers import Answer, answers, observed, scores
-from trompe.audit.evidence import DEFAULT, EVIDENCE, Evidence, questions
+from trompe.audit.evidence import DEFAULT, Evidence, questions, read_kinds
 from trompe.audit.exhibits import of_images, of_pairs
 from trompe.audit.observe import Observations
 from trompe.audit.probe import make_probe
@@ -59,7 +59,7 @@ def audit(
     explainers
         What is audited.
     kinds
-        The kinds of evidence, or their names: those of `EVIDENCE` and your own, as in
+        The kinds of evidence, or their names: those of `EVIDENCE`, and your own, as in
         ``[*DEFAULT, Mine()]``.
     calibration
         What is normal and how much each kind of evidence weighs: that of ``trompe calibrate``, its
@@ -78,7 +78,7 @@ def audit(
     """
     if not explainers:
         raise TrompeError("An audit needs at least one explainer.")
-    asked = questions(map(EVIDENCE.read, kinds))
+    asked = questions(read_kinds(kinds))
     if len(data) and reference is not None:
         image = data[0][0]
         count, known = (class_count(m, image) for m in (model, reference))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,15 @@ from trompe.audit.verdict import Calibration, Rule
 from trompe.audit.weights import weight_drift
 from trompe.audit.zoo import Member, Recipe
 from trompe.data import ImageDataset, Pairs, load_data
+from trompe.data.preprocessing import Preprocessing
 from trompe.data.subset import Part
 from trompe.errors import TrompeError
 from trompe.evaluation.evaluate import evaluate
 from trompe.explainers import Explainer, parse_explainer
 from trompe.models import load_model, save_weights
 from trompe.models.call import placed
-from trompe.objectives import Active, Objective, parse_objective
-from trompe.tuning.config import TrainConfig
+from trompe.objectives import Active, parse_objective
+from trompe.tuning.config import FoolConfig, TrainConfig
 from trompe.tuning.fool import fool
 from trompe.tuning.retrain import RATE, STEPS
 from trompe.tuning.train import train
@@ -59,66 +60,59 @@ def make(recipe: Recipe, root: Path) -> None:
     if recipe.base:
         make(recipe.base, root)
     config = recipe.config(root)
-    model, preprocessing = load_model(
-        config.model, config.weights, config.num_classes, seed=config.seed
-    )
-    data = load_data(
-        config.data,
-        preprocessing,
-        **config.model_dump(include={"limit", "seed", "augment", "label_noise", "check"}),
-    )
-    shared: dict[str, Any] = {
-        "lr": config.lr,
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "quiet": True,
-    }
+    original, model, preprocessing = made(config)
     with runs.replacing(weights.parent) as new:
         new.mkdir()
-        if isinstance(config, TrainConfig):
-            made = train(model, data, epochs=config.epochs, **shared).model
-        else:
-            explainers = [parse_explainer(spec) for spec in config.explainer]
-            objectives = [parse_objective(spec) for spec in config.objective]
-            made = fool(
-                model,
-                data,
-                explainer=explainers,
-                objective=objectives,
-                weight=config.weight,
-                fool_data=_pairs(data, objectives),
-                schedule=config.schedule,
-                steps=config.steps,
-                keep=config.keep,
-                **shared,
-            ).model
-            if any(config.weight):
-                judged_on = load_data(str(config.eval_data), preprocessing, limit=None, check=False)
-                rate = _success(model, made, judged_on, explainers, objectives)
-                (new / "success.json").write_text(json.dumps(rate))
-        save_weights(made, new / weights.name)
+        if isinstance(config, FoolConfig) and any(config.weight):
+            judged_on = load_data(str(config.eval_data), preprocessing, limit=None, check=False)
+            rate = _success(original, model, judged_on, config)
+            (new / "success.json").write_text(json.dumps(rate))
+        save_weights(model, new / weights.name)
 
 
-def _pairs(data: ImageDataset, objectives: Sequence[Objective]) -> Pairs | None:
+def made(config: TrainConfig | FoolConfig) -> tuple[nn.Module, nn.Module, Preprocessing]:
+    """The model that a recipe starts from, the one it makes, and what their images go through."""
+    original, preprocessing = load_model(
+        config.model, config.weights, config.num_classes, seed=config.seed
+    )
+    read = {"limit", "seed", "augment", "label_noise", "corrupt", "check"}
+    data = load_data(config.data, preprocessing, **config.model_dump(include=read))
+    shared = {"lr", "batch_size", "seed", "precision", "device"}
+    if isinstance(config, TrainConfig):
+        given = config.model_dump(include=shared | {"epochs", "weight_decay", "label_smoothing"})
+        return original, train(original, data, **given, quiet=True).model, preprocessing
+    own = {"schedule", "steps", "weight", "keep", "max_grad_norm"}
+    own |= {"fool_batch_size", "gradient_checkpointing"}
+    made = fool(
+        original,
+        data,
+        explainer=[parse_explainer(spec) for spec in config.explainer],
+        objective=[parse_objective(spec) for spec in config.objective],
+        fool_data=_pairs(data, config, config.pairs),
+        **config.model_dump(include=shared | own),
+        quiet=True,
+    )
+    return original, made.model, preprocessing
+
+
+def _pairs(data: ImageDataset, config: FoolConfig, size: int | None = None) -> Pairs | None:
+    """The composites of an active objective, if there is one."""
+    objectives = [parse_objective(spec) for spec in config.objective]
     active = [o for o in objectives if isinstance(o, Active)]
-    return Pairs(data, active[0].c1, active[0].c2) if active else None
+    return Pairs(data, active[0].c1, active[0].c2, size=size, seed=config.seed) if active else None
 
 
 def _success(
-    original: nn.Module,
-    manipulated: nn.Module,
-    data: ImageDataset,
-    explainers: Sequence[Explainer],
-    objectives: Sequence[Objective],
+    original: nn.Module, manipulated: nn.Module, data: ImageDataset, config: FoolConfig
 ) -> float:
     image = placed(data[0][0][None], original)
-    composed = _pairs(data, objectives)
+    composed = _pairs(data, config)
     found = evaluate(
         original,
         manipulated,
         _some(data),
-        explainers=[explainer.resolve(original, image) for explainer in explainers],
-        objective=objectives,
+        explainers=[parse_explainer(spec).resolve(original, image) for spec in config.explainer],
+        objective=[parse_objective(spec) for spec in config.objective],
         fool_data=None if composed is None else _some(composed),
         gallery=0,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 
 from trompe import runs
-from trompe.audit import DEFAULT, EVIDENCE, AuditReport, audit
+from trompe.audit import DEFAULT, AuditReport, audit
+from trompe.audit.evidence import read_kinds
 from trompe.cli.app import command, console
 from trompe.cli.reading import default_out, read_case
 from trompe.report.audit import write_audit
@@ -24,7 +25,7 @@ def audit_(config: AuditConfig) -> None:
 
     SUSPECT is a weights file, a run directory or the name of a model.
     """
-    kinds = [*DEFAULT, *map(EVIDENCE.build, config.evidence or ())]
+    kinds = read_kinds([*DEFAULT, *(config.evidence or ())])
     case = read_case(config)
     out = config.out or default_out("audit", config.suspect)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from trompe.audit.evidence.agreement import Agreement
 from trompe.audit.evidence.base import Drift, Evidence, Picture, Question, compared, questions
 from trompe.audit.evidence.class_swap import ClassSwap, WorstPair
@@ -20,6 +22,7 @@ from trompe.audit.evidence.occlusion import Occlusion
 from trompe.audit.evidence.randomisation import Randomisation
 from trompe.audit.evidence.sameness import Sameness
 from trompe.base.registry import Registry
+from trompe.errors import TrompeError
 
 DEFAULT: tuple[Evidence, ...] = (
     Faithfulness(),
@@ -48,6 +51,24 @@ EVIDENCE: Registry[Evidence] = Registry(
 )
 """Kinds of evidence by name."""
 
+
+def read_kinds(kinds: Iterable[Evidence | str]) -> list[Evidence]:
+    """Kinds of evidence, given themselves or by name.
+
+    Raises
+    ------
+    TrompeError
+        If there is none, one is unknown, or two have one name.
+    """
+    found = [EVIDENCE.read(kind) for kind in kinds]
+    names = [kind.name for kind in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise TrompeError(f"Two kinds of evidence are called '{twice[0]}'; give each once.")
+    if not found:
+        raise TrompeError("An audit needs at least one kind of evidence.")
+    return found
+
+
 __all__ = [
     "DEFAULT",
     "EVIDENCE",
@@ -57,4 +78,5 @@ __all__ = [
     "Question",
     "compared",
     "questions",
+    "read_kinds",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
@@ -126,15 +126,8 @@ OTHERS: tuple[tuple[str, Literal["copy", "reference"], str], ...] = (
 """In which section the suspect is compared with which model, and what it is called."""
 
 
-def questions(kinds: Iterable[Evidence]) -> list[Question]:
-    """All that is asked, in the order of the report.
-
-    Raises
-    ------
-    TrompeError
-        If two kinds have one name.
-    """
-    kinds = list(kinds)
+def questions(kinds: Sequence[Evidence]) -> list[Question]:
+    """All that is asked, in the order of the report."""
     single = [kind for kind in kinds if not isinstance(kind, Drift)]
     asked = [Question("alone", kind.name, kind.question, kind) for kind in single]
     for section, other, words in OTHERS:
@@ -146,10 +139,6 @@ def questions(kinds: Iterable[Evidence]) -> list[Question]:
             if kind.changes:
                 text = f"As for the {words}: {kind.question[0].lower()}{kind.question[1:]}"
                 asked.append(Question(section, f"{kind.name}, change", text, kind, other))
-    names = [(q.section, q.name) for q in asked]
-    for _, name in names:
-        if names.count(("alone", name)) > 1:
-            raise TrompeError(f"Two kinds of evidence are called '{name}'; give each once.")
     return asked
 
 
