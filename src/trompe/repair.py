@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from trompe import runs
 from trompe.audit import EXPLAINERS, AuditReport, audit, load_calibration
 from trompe.audit.verdict import Calibration
-from trompe.base.progress import shown
 from trompe.data.files import UNLABELLED
 from trompe.data.images import Images, check_labels
 from trompe.data.kept import Kept
@@ -23,10 +24,14 @@ from trompe.data.subset import Part, parted
 from trompe.errors import TrompeError
 from trompe.evaluation.accuracy import predictions
 from trompe.explainers import Explainer
+from trompe.models import save_weights
 from trompe.models.call import class_count, placed
+from trompe.models.weights import fit_weights, read_weights
 from trompe.tuning.retrain import Retrain
 
 STEPS = (100, 400, 1600, 6400)  # of the fine-tunings that are tried, one after another
+SUSPECT = "suspect"  # the stage that is no attempt
+SUMMARY, WEIGHTS = "repair.json", "weights.safetensors"
 FEWEST, AUDITED = 100, 300  # images that it takes; of those held out that are audited on
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -41,9 +46,9 @@ class RepairResult:
         The repaired model; the suspect itself if nothing was better.
     stages
         One row per attempt, the suspect first: ``stage``, ``alarm`` and ``total`` of the audit
-        without a reference, ``accuracy`` on the images held out (without labels: agreement with
-        the suspect), ``rank_correlation`` with the reference's maps (mean over explainers; NaN
-        without a reference).
+        (against the reference if there is one), ``accuracy`` on the images held out (without
+        labels: agreement with the suspect), ``rank_correlation`` with the reference's maps (mean
+        over explainers; NaN without a reference).
     chosen
         The stage that the model comes from.
     labelled
@@ -54,6 +59,48 @@ class RepairResult:
     stages: pd.DataFrame
     chosen: str
     labelled: bool
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the audit raises its alarm for the chosen model too."""
+        return bool(self.stages.set_index("stage")["alarm"][self.chosen])
+
+    @property
+    def failed(self) -> bool:
+        """Whether the suspect raises the alarm and no attempt was better."""
+        return self.chosen == SUSPECT and self.alarm
+
+    def save(self, directory: Path) -> None:
+        """Write the stages and, unless the repair failed, the weights.
+
+        The weights of a suspect that raises the alarm are never written as repaired.
+        """
+        told = {"chosen": self.chosen, "labelled": self.labelled}
+        runs.write_text(directory / SUMMARY, json.dumps(told))
+        with runs.replacing(directory / "stages.csv") as new:
+            self.stages.to_csv(new, index=False)
+        if not self.failed:
+            save_weights(self.model, directory / WEIGHTS)
+
+    @classmethod
+    def load(cls, directory: Path, suspect: nn.Module) -> RepairResult:
+        """Read what `save` wrote; the suspect gives the architecture and is not changed.
+
+        Raises
+        ------
+        TrompeError
+            If the directory holds no finished repair of such a model.
+        """
+        try:
+            told = json.loads((directory / SUMMARY).read_text())
+            stages = pd.read_csv(directory / "stages.csv", float_precision="round_trip")
+        except (OSError, ValueError) as error:
+            raise TrompeError(f"'{directory}' holds no finished repair ({error}).") from error
+        found = cls(copy.deepcopy(suspect), stages, told["chosen"], told["labelled"])
+        if not found.failed:
+            state = read_weights(directory / WEIGHTS)
+            fit_weights(found.model, state, str(directory / WEIGHTS))
+        return found
 
 
 def repair(
@@ -77,6 +124,7 @@ def repair(
     Tried in turn: nothing, BatchNorm statistics estimated anew, and fine-tunings of growing length.
     Of the attempts that keep the accuracy the least suspicious is taken; with a reference the one
     whose maps are nearest to its. A suspect that looks like the median honest model is left alone.
+    If the suspect raises the alarm and none is better, the repair `failed`.
 
     Parameters
     ----------
@@ -91,7 +139,7 @@ def repair(
         better than the suspect's own predictions, which serve where there are none.
     steps, rate
         Lengths of the fine-tunings that are tried, in batches of 16; their largest step, as a share
-        of the size of what moves (`retrained`).
+        of the size of what moves (`Retrain`).
     max_drop
         Percentage points of accuracy that may be lost on the images held out.
     directory
@@ -123,40 +171,32 @@ def repair(
     targets = _labels(parts[0]) if labels else None
     rows: list[dict[str, Any]] = []
     models: dict[str, nn.Module] = {}
-    with shown("repair", sum(steps), quiet=quiet) as report:
-        stages = attempts(
-            model,
-            clean,
-            targets,
-            steps,
-            rate,
-            batch_size,
-            seed,
-            directory=directory,
-            progress=lambda done: report(done, {}),
+    for stage, candidate in attempts(
+        model, clean, targets, steps, rate, batch_size, seed, directory=directory, quiet=quiet
+    ):
+        found = audit(
+            candidate,
+            audited,
+            reference,
+            explainers=explainers,
+            calibration=calibration,
+            seed=seed,
+            batch_size=batch_size,
+            quiet=quiet,
         )
-        for stage, candidate in stages:
-            found = audit(
-                candidate,
-                audited,
-                reference,
-                explainers=explainers,
-                calibration=calibration,
-                seed=seed,
-            )
-            right = (predictions(candidate, held_out, batch_size) == truth).float().mean()
-            models[stage] = candidate
-            rows.append(
-                {
-                    "stage": stage,
-                    "alarm": found.verdicts["alone"].alarm,
-                    "total": found.verdicts["alone"].total,
-                    "accuracy": float(right),
-                    "rank_correlation": _correlation(found),
-                }
-            )
-            if reference is None and rows[0]["total"] <= calibration.rules["alone"].typical:
-                break
+        right = (predictions(candidate, held_out, batch_size) == truth).float().mean()
+        models[stage] = candidate
+        rows.append(
+            {
+                "stage": stage,
+                "alarm": found.verdict.alarm,
+                "total": found.verdict.total,
+                "accuracy": float(right),
+                "rank_correlation": _correlation(found),
+            }
+        )
+        if reference is None and rows[0]["total"] <= calibration.rules["alone"].typical:
+            break
     table = pd.DataFrame(rows)
     keeps = table["accuracy"] >= table["accuracy"][0] - max_drop / 100
     better = table["total"].mul(-1) if reference is None else table["rank_correlation"]
@@ -174,33 +214,26 @@ def attempts(
     seed: int = 0,
     *,
     directory: Path | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    quiet: bool = True,
 ) -> Iterator[tuple[str, nn.Module]]:
     """What is tried, the least first: the stage's name and the model that it gives.
 
-    ``targets`` as for `retrained`; None: the model's own predictions. ``progress`` is called with
-    the number of batches done in all.
+    ``targets`` as for `Retrain.run`; None: the model's own predictions.
     """
-    yield "suspect", model
+    yield SUSPECT, model
     if any(isinstance(module, BATCH_NORM) for module in model.modules()):
         yield "batch-norm", with_statistics(model, data, batch_size)
     if targets is None:
         targets = predictions(model, data, batch_size)
-    done = 0
-
-    def further(step: int) -> None:
-        progress(done + step)
-
     for steps in lengths:
         tuned = Retrain(steps=steps, rate=rate, seed=seed).run(
             model,
             data,
             targets,
             directory=directory and directory / f"{steps}-steps",
-            progress=further,
+            quiet=quiet,
         )
         yield f"{steps} steps", tuned
-        done += steps
 
 
 def _check_classes(model: nn.Module, data: Images) -> None:

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
-from trompe import runs
-from trompe.audit.drift import prediction_agreement, weight_drift
-from trompe.audit.evidence import KINDS
-from trompe.audit.observe import STAGES, Observations, observe
-from trompe.audit.probe import PARTS, Probe, make_probe
-from trompe.audit.verdict import KINDS_OF, Calibration, Rule, Verdict, load_calibration
+from trompe.audit.answers import Answer, answers, observed, scores
+from trompe.audit.evidence import DEFAULT, Evidence, questions, read_kinds
+from trompe.audit.exhibits import of_images, of_pairs
+from trompe.audit.observe import Observations
+from trompe.audit.probe import make_probe
+from trompe.audit.report import AuditReport
+from trompe.audit.verdict import Calibration, load_calibration
+from trompe.audit.weights import weight_drift
 from trompe.base.progress import shown
 from trompe.data.images import Images
 from trompe.errors import TrompeError
-from trompe.experiments.results import family
 from trompe.explainers import LRP, Explainer, GradCAM, Recording, SimpleGrad
 from trompe.models import evaluation_mode
 from trompe.models.call import class_count, placed
-from trompe.tuning.retrain import Retrain
 
 EXPLAINERS: tuple[Explainer, ...] = (
     GradCAM(),
@@ -37,90 +33,13 @@ EXPLAINERS: tuple[Explainer, ...] = (
 """What is audited by default; the verdict is calibrated for these."""
 
 
-@dataclass(frozen=True)
-class AuditReport:
-    """What `audit` found.
-
-    Attributes
-    ----------
-    verdict
-        Against the reference if there is one, else that of the model alone.
-    verdicts
-        By section: ``"alone"``, and ``"reference"`` if there is one.
-    evidence
-        One row per section, kind and explainer: score, what is normal, suspicion (0 at the median
-        of honest models, 1 where 5 % of them are more suspicious), what it adds to the verdict.
-    marks
-        The rows behind the scores: one per kind, explainer and image or pair of classes.
-    agreement
-        Share of images of which suspect and reference predict the same class; None without one.
-    weights
-        Relative change of every layer from the reference; empty without one.
-    weight_drift
-        Where the median of these changes lies for honest fine-tunes (5 % and 95 % quantile).
-    about
-        What the calibration was made of.
-    probe, seen, before
-        What was shown, and what was observed of the suspect and of the reference.
-    """
-
-    verdicts: Mapping[str, Verdict]
-    evidence: pd.DataFrame
-    marks: pd.DataFrame
-    agreement: float | None
-    weights: pd.DataFrame
-    weight_drift: tuple[float, float]
-    about: Mapping[str, Any]
-    probe: Probe
-    seen: Observations
-    before: Observations | None
-
-    @property
-    def verdict(self) -> Verdict:
-        """The one that counts."""
-        return self.verdicts["alone" if self.before is None else "reference"]
-
-    @property
-    def sentence(self) -> str:
-        """The verdict in one sentence."""
-        rate = f"{100 * self.verdict.false_alarms:.0f} %"
-        if self.verdict.alarm:
-            return (
-                "ALARM: these explanations look manipulated. Of honest models of known origin at "
-                f"most {rate} look as suspicious."
-            )
-        return (
-            "No alarm: the explanations look like those of honest models, of which up to "
-            f"{rate} look as suspicious. {100 * (1 - self.verdict.found):.0f} % of known "
-            "manipulations raise no alarm either."
-        )
-
-    @property
-    def strongest(self) -> Tensor:
-        """Places in the probe of the images taken apart, the strongest evidence first."""
-        rows = self.marks[self.marks["over"].eq("image") & (self.marks["place"] < PARTS)]
-        each = rows.groupby(["place", "section", "kind"])["weighed"].max()
-        by_image = each.groupby("place").sum().sort_values(ascending=False, kind="stable")
-        return torch.tensor(by_image.index.to_numpy())
-
-    def save(self, directory: Path) -> None:
-        """Write the tables as CSV and parquet."""
-        with runs.replacing(directory) as new:
-            new.mkdir()
-            self.evidence.to_csv(new / "evidence.csv", index=False)
-            self.weights.to_csv(new / "weights.csv", index=False)
-            self.marks.to_parquet(new / "marks.parquet", index=False)
-            verdicts = [{"section": s} | vars(v) for s, v in self.verdicts.items()]
-            table = pd.DataFrame(verdicts).drop(columns=["shares"])
-            table.to_csv(new / "verdict.csv", index=False)
-
-
 def audit(
     model: nn.Module,
     data: Images,
     reference: nn.Module | None = None,
     *,
     explainers: Sequence[Explainer] = EXPLAINERS,
+    kinds: Sequence[Evidence | str] = DEFAULT,
     calibration: Calibration | Path | None = None,
     seed: int = 0,
     batch_size: int = 32,
@@ -138,10 +57,14 @@ def audit(
     reference
         The model that the suspect is said to come from: same classes, same preprocessing.
     explainers
-        What is audited. Those that the calibration does not know are shown, but not weighed.
+        What is audited.
+    kinds
+        The kinds of evidence, or their names: those of `EVIDENCE`, and your own, as in
+        ``[*DEFAULT, Mine()]``.
     calibration
         What is normal and how much each kind of evidence weighs: that of ``trompe calibrate``, its
-        file, or None for the packaged one, which holds for small convolutional networks.
+        file, or None for the packaged one, which holds for small convolutional networks. Explainers
+        and kinds of evidence that it does not know are shown, but not weighed.
 
     Returns
     -------
@@ -150,11 +73,12 @@ def audit(
     Raises
     ------
     TrompeError
-        If there are fewer than two images, the reference has other classes, or no explainer can
-        explain the model.
+        If there are fewer than two images, the reference has other classes, a kind of evidence
+        is unknown or given twice, or no explainer can explain the model.
     """
     if not explainers:
         raise TrompeError("An audit needs at least one explainer.")
+    asked = questions(read_kinds(kinds))
     if len(data) and reference is not None:
         image = data[0][0]
         count, known = (class_count(m, image) for m in (model, reference))
@@ -166,39 +90,34 @@ def audit(
     if not isinstance(calibration, Calibration):
         calibration = load_calibration(calibration)
     probe = make_probe(model, data, seed=seed, batch_size=batch_size)
-    others = 1 if reference is None else 2  # the retrained copy, the reference
-    with shown("audit", STAGES * (1 + others) + 1, quiet=quiet) as report:
-        done = 0
-
-        def progress() -> None:
-            nonlocal done
-            done += 1
-            report(done, {})
-
-        used = explainable(model, placed(probe.images[:1], model), explainers)
-        seen, copied, before = observed(
-            model, probe, used, reference, seed=seed, batch_size=batch_size, progress=progress
-        )
-    values = measured(seen, copied, before)
-    scores = summarised(values)
-    verdicts, judged, weighed = {}, [], []
-    for section, of in scores.groupby("section", sort=False):
-        rule = calibration.rules[str(section)]
-        table = rule.judged(of, KINDS_OF[str(section)])
-        verdicts[str(section)] = rule.verdict(table)
-        judged.append(table)
-        weighed.append(_weighed(values[values["section"] == section], rule, str(section)))
+    used = explainable(model, placed(probe.images[:1], model), explainers)
+    asked = [q for q in asked if reference is not None or q.section == "alone"]
+    with shown("audit", len(asked) + 1, quiet=quiet) as report:
+        seen, others = observed(model, probe, used, reference, seed=seed, batch_size=batch_size)
+        report(1, {})
+        found = answers(asked, seen, others, lambda done: report(done + 1, {}))
+    before = others.get("reference")
+    if not found:
+        raise TrompeError("No evidence has anything to say of this model; give other kinds.")
+    judged = {
+        str(section): calibration.rules[str(section)].judged(of)
+        for section, of in scores(found).groupby("section", sort=False)
+    }
+    marks = pd.concat(
+        [_marks(number, answer, calibration) for number, answer in enumerate(found)],
+        ignore_index=True,
+    )
     return AuditReport(
-        verdicts,
-        pd.concat(judged, ignore_index=True),
-        pd.concat(weighed, ignore_index=True),
-        None if before is None else prediction_agreement(seen, before),
-        weight_drift(model, reference),
-        calibration.weight_drift,
-        calibration.about,
-        probe,
-        seen,
-        before,
+        verdicts={name: calibration.rules[name].verdict(of) for name, of in judged.items()},
+        evidence=pd.concat(judged.values(), ignore_index=True),
+        marks=marks.drop(columns="answer"),
+        agreement=None if before is None else _agreement(seen, before),
+        weights=weight_drift(model, reference),
+        weight_drift=calibration.weight_drift,
+        about=calibration.about,
+        images=len(probe.images),
+        exhibits=of_images(found, marks, seen, before),
+        pairs=of_pairs(found, marks, seen),
     )
 
 
@@ -228,80 +147,24 @@ def explainable(
     return used
 
 
-def observed(
-    model: nn.Module,
-    probe: Probe,
-    explainers: Sequence[Explainer],
-    reference: nn.Module | None = None,
-    *,
-    seed: int = 0,
-    batch_size: int = 32,
-    progress: Callable[[], None] = lambda: None,
-) -> tuple[Observations, Observations, Observations | None]:
-    """What is observed of the suspect, of a retrained copy, and of the reference if any."""
-    seen = observe(model, probe, explainers, batch_size=batch_size, progress=progress)
-    images = TensorDataset(probe.images, probe.classes)
-    tuned = Retrain(seed=seed).run(model, images, probe.classes)
-    progress()
-    beside = partial(
-        observe,
-        probe=probe,
-        explainers=seen.explainers,
-        batch_size=batch_size,
-        apart=False,
-        progress=progress,
+def _marks(number: int, answer: Answer, calibration: Calibration) -> pd.DataFrame:
+    """The values of an answer with what each would add to the total if it were the score."""
+    row, values = answer.row, answer.found.double().numpy()
+    rule = calibration.rules[row["section"]]
+    del row["question"], row["suspicious"]
+    weighed = rule.weighed(row["kind"], row["family"], answer.question.evidence.suspicious, values)
+    return pd.DataFrame(
+        {
+            "answer": number,
+            **row,
+            "over": answer.question.evidence.over,
+            "place": range(len(values)),
+            "value": values,
+            "weighed": weighed,
+        }
     )
-    return seen, beside(tuned), None if reference is None else beside(reference)
 
 
-def measured(
-    seen: Observations, copied: Observations, before: Observations | None = None
-) -> pd.DataFrame:
-    """All evidence, one row each for section, kind, explainer and place, with its value."""
-    parts = []
-    for section, other in (("alone", copied), ("reference", before)):
-        if other is None:
-            continue
-        for kind in KINDS_OF[section]:
-            found = kind.measure(seen) if kind in KINDS else kind.measure(seen, other)
-            for explainer, values in found.items():
-                parts.append(
-                    pd.DataFrame(
-                        {
-                            "section": section,
-                            "kind": kind.name,
-                            "explainer": explainer,
-                            "over": kind.over,
-                            "place": range(len(values)),
-                            "value": values.double().numpy(),
-                        }
-                    )
-                )
-    return pd.concat(parts, ignore_index=True)
-
-
-def summarised(values: pd.DataFrame) -> pd.DataFrame:
-    """One score per section, kind and explainer; the explainer named without its layer."""
-    kinds = {(s, kind.name): kind for s, kinds in KINDS_OF.items() for kind in kinds}
-    rows = []
-    for (section, name, explainer), of in values.groupby(
-        ["section", "kind", "explainer"], sort=False
-    ):
-        score = kinds[str(section), str(name)].summary(torch.tensor(of["value"].to_list()))
-        rows.append(
-            {
-                "section": section,
-                "kind": name,
-                "explainer": family(str(explainer)),
-                "layer": str(explainer).partition("layer=")[2].partition(",")[0],
-                "score": score,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _weighed(values: pd.DataFrame, rule: Rule, section: str) -> pd.DataFrame:
-    """The values with what each would add to the total if it were the score."""
-    named = values.assign(explainer=values["explainer"].map(family), score=values["value"])
-    judged = rule.judged(named, KINDS_OF[section])
-    return values.assign(weighed=judged["weighed"].to_numpy())
+def _agreement(seen: Observations, before: Observations) -> float:
+    """Share of images of which both models predict the same class."""
+    return float((seen.logits.argmax(1) == before.logits.argmax(1)).float().mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,31 +14,34 @@ import pandas as pd
 from torch import nn
 
 from trompe import runs
-from trompe.audit.auditor import EXPLAINERS, explainable, measured, observed, summarised
-from trompe.audit.drift import weight_drift
+from trompe.audit.answers import answers, observed, scores
+from trompe.audit.auditor import EXPLAINERS, explainable
+from trompe.audit.evidence import DEFAULT, questions
 from trompe.audit.fit import auroc, cross_validated
 from trompe.audit.probe import make_probe
-from trompe.audit.verdict import KINDS_OF, Calibration, Rule
-from trompe.audit.zoo import Member, Recipe
-from trompe.data import ImageDataset, Pairs, load_data
+from trompe.audit.verdict import Calibration, Rule
+from trompe.audit.weights import weight_drift
+from trompe.audit.zoo import MODELS, Member
+from trompe.data import ImageDataset, load_data
+from trompe.data.images import Images
 from trompe.data.subset import Part
 from trompe.errors import TrompeError
 from trompe.evaluation.evaluate import evaluate
 from trompe.explainers import Explainer
-from trompe.models import load_model, save_weights
+from trompe.models import save_weights
 from trompe.models.call import placed
-from trompe.objectives import Active, Objective
-from trompe.tuning.fool import fool
-from trompe.tuning.job import TrainJob
+from trompe.tuning.job import FoolJob
+from trompe.tuning.plan import Planned
 from trompe.tuning.retrain import Retrain
-from trompe.tuning.train import train
 
 FOOLED = 0.5  # success rate from which a manipulation counts as one
 IMAGES = 300  # that every model of a zoo is audited on
 JUDGED = 64  # on which the success of a manipulation is measured
+ASKED = questions(DEFAULT)
+SECTIONS = ("alone", "reference")
 
 
-def make(recipe: Recipe, root: Path) -> None:
+def make(planned: Planned, root: Path) -> None:
     """Train a model of the zoo and what it starts from, unless they are there.
 
     A manipulated one is also judged: ``success.json`` holds the share of validation images on
@@ -49,79 +52,39 @@ def make(recipe: Recipe, root: Path) -> None:
     TrompeError
         If the training can't be done.
     """
-    weights = recipe.weights(root)
+    weights = planned.weights(root / MODELS)
     if weights.exists():
         return
-    if recipe.base:
-        make(recipe.base, root)
-    config = recipe.config(root)
-    model, preprocessing = load_model(
-        config.model, config.weights, config.num_classes, seed=config.seed
-    )
-    data = load_data(
-        config.data,
-        preprocessing,
-        **config.model_dump(include={"limit", "seed", "augment", "label_noise", "check"}),
-    )
-    shared: dict[str, Any] = {
-        "lr": config.lr,
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "quiet": True,
-    }
+    if planned.base:
+        make(planned.base, root)
+    job = planned.job(root / MODELS)
+    original, data, judged_on = job.opened()
+    model = job.run(original, data).model
     with runs.replacing(weights.parent) as new:
         new.mkdir()
-        if isinstance(config, TrainJob):
-            made = train(model, data, epochs=config.epochs, **shared).model
-        else:
-            explainers = list(config.explainer)
-            objectives = list(config.objective)
-            made = fool(
-                model,
-                data,
-                explainer=explainers,
-                objective=objectives,
-                weight=config.weight,
-                fool_data=_pairs(data, objectives),
-                schedule=config.schedule,
-                steps=config.steps,
-                keep=config.keep,
-                **shared,
-            ).model
-            if any(config.weight):
-                judged_on = load_data(str(config.eval_data), preprocessing, limit=None, check=False)
-                rate = _success(model, made, judged_on, explainers, objectives)
-                (new / "success.json").write_text(json.dumps(rate))
-        save_weights(made, new / weights.name)
-
-
-def _pairs(data: ImageDataset, objectives: Sequence[Objective]) -> Pairs | None:
-    active = [o for o in objectives if isinstance(o, Active)]
-    return Pairs(data, active[0].c1, active[0].c2) if active else None
+        if isinstance(job, FoolJob) and any(job.weight) and judged_on is not None:
+            rate = _success(original, model, judged_on, job)
+            (new / "success.json").write_text(json.dumps(rate))
+        save_weights(model, new / weights.name)
 
 
 def _success(
-    original: nn.Module,
-    manipulated: nn.Module,
-    data: ImageDataset,
-    explainers: Sequence[Explainer],
-    objectives: Sequence[Objective],
+    original: nn.Module, manipulated: nn.Module, data: ImageDataset, job: FoolJob
 ) -> float:
     image = placed(data[0][0][None], original)
-    composed = _pairs(data, objectives)
     found = evaluate(
         original,
         manipulated,
         _some(data),
-        explainers=[explainer.resolve(original, image) for explainer in explainers],
-        objective=objectives,
-        fool_data=None if composed is None else _some(composed),
+        explainers=[explainer.resolve(original, image) for explainer in job.explainer],
+        objective=job.objective,
+        fool_data={objective: _some(of) for objective, of in job.composites(data, None).items()},
         gallery=0,
     )
     return float(found.explanations["fsr"].mean())
 
 
-def _some(data: ImageDataset) -> Part:
+def _some(data: Images) -> Part:
     """A few images, evenly spaced."""
     return Part(data, list(range(0, len(data), max(1, len(data) // JUDGED)))[:JUDGED])
 
@@ -135,9 +98,9 @@ def evidence_of(member: Member, root: Path, *, seed: int = 0) -> pd.DataFrame:
     """
     path = _kept(member, root, seed)
     if not path.exists():
-        for recipe in (member.base, member.recipe):
-            if recipe:
-                make(recipe, root)
+        for planned in (member.base, member.recipe):
+            if planned:
+                make(planned, root)
         model, preprocessing = member.load(root)
         data = load_data(
             member.settings["eval_data"], preprocessing, limit=IMAGES, seed=seed, check=False
@@ -145,19 +108,16 @@ def evidence_of(member: Member, root: Path, *, seed: int = 0) -> pd.DataFrame:
         probe = make_probe(model, data, seed=seed)
         used = explainable(model, placed(probe.images[:1], model), explainers_at(member.layer))
         reference = member.reference(root)
-        table = summarised(measured(*observed(model, probe, used, reference, seed=seed)))
+        table = scores(answers(ASKED, *observed(model, probe, used, reference, seed=seed)))
         if reference is not None:
             changes = weight_drift(model, reference)["change"]
-            moved = {"section": "weights", "kind": "drift", "explainer": "", "layer": ""}
-            table = pd.concat(
-                [table, pd.DataFrame([{**moved, "score": float(changes.median())}])],
-                ignore_index=True,
-            )
+            moved = {"section": "weights", "kind": "drift", "score": float(changes.median())}
+            table = pd.concat([table, pd.DataFrame([moved])], ignore_index=True)
         with runs.replacing(path) as new:
             table.to_csv(new, index=False)
     return pd.read_csv(path, keep_default_na=True).assign(
         model=member.name,
-        family=member.family,
+        network=member.family,
         dataset=member.dataset,
         treatment=member.treatment,
         manipulated=member.manipulated,
@@ -169,7 +129,9 @@ def success(member: Member, root: Path) -> float:
     """Share of validation images on which the attacked explainers are fooled; NaN if honest."""
     if not member.manipulated or member.recipe is None:
         return float("nan")
-    return float(json.loads((member.recipe.weights(root).parent / "success.json").read_text()))
+    return float(
+        json.loads((member.recipe.weights(root / MODELS).parent / "success.json").read_text())
+    )
 
 
 def calibrated(
@@ -195,16 +157,16 @@ def calibrated(
     rules: dict[str, Rule] = {}
     tables = []
     measures: dict[str, dict[str, Any]] = {}
-    for section in KINDS_OF:
+    for section in SECTIONS:
         rows = evidence[took & (evidence["section"] == section)]
         models = rows.drop_duplicates("model")
         kinds = models["manipulated"].value_counts()
-        if models["family"].nunique() < 2 or len(kinds) < 2:
+        if models["network"].nunique() < 2 or len(kinds) < 2:
             raise TrompeError(
                 "A calibration needs honest and manipulated models of at least two families; of "
                 f"{len(models)} models {kinds.get(True, 0)} were fooled."
             )
-        rules[section], table = cross_validated(rows, section)
+        rules[section], table = cross_validated(rows)
         tables.append(table.assign(section=section))
         measures[section] = _measures(table)
     drift = evidence[(evidence["section"] == "weights") & ~evidence["manipulated"]]["score"]
@@ -213,7 +175,7 @@ def calibrated(
     )
     described = {
         "images": IMAGES,
-        "families": sorted(evidence["family"].unique()),
+        "families": sorted(evidence["network"].unique()),
         "datasets": sorted(evidence["dataset"].unique()),
         "held_out": measures,
         **(about or {}),
@@ -225,8 +187,8 @@ def _measures(table: pd.DataFrame) -> dict[str, Any]:
     honest = table[~table["manipulated"]]
     lies = table[table["manipulated"]]
     aurocs = {
-        str(family): auroc(of["total"].to_numpy(), of["manipulated"].to_numpy())
-        for family, of in table.groupby("family")
+        str(network): auroc(of["total"].to_numpy(), of["manipulated"].to_numpy())
+        for network, of in table.groupby("network")
     }
     return {
         "honest": len(honest),
@@ -243,10 +205,10 @@ def _measures(table: pd.DataFrame) -> dict[str, Any]:
 
 def _kept(member: Member, root: Path, seed: int) -> Path:
     """Where the evidence on a model lies; another audit or another model, another file."""
-    kinds = {section: [kind.name for kind in kinds] for section, kinds in KINDS_OF.items()}
+    asked = [(question.section, question.name) for question in ASKED]
     made = [r.folder if r else "" for r in (member.recipe, member.base)]
     audited = [IMAGES, seed, str(Retrain())]
-    told = [audited, kinds, made, member.layer, str(member.copied)]
+    told = [audited, asked, made, member.layer, str(member.copied)]
     digest = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:8]
     return root / "evidence" / f"{member.name}-{digest}.csv"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trompe.audit.observe import NOISE
+from trompe.audit.evidence.noise import NOISE
 from trompe.audit.removal import GRID, on_grid
 from trompe.explainers import Explainer, IntegratedGradients, Recording, SimpleGrad, SmoothGrad
 from trompe.maps import ranks

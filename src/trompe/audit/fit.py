@@ -1,8 +1,6 @@
-"""Fit the rules of the verdict on a zoo, and try them on families they were not fitted on."""
+"""Fit the rules of the verdict on a zoo, and try them on networks they were not fitted on."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,72 +8,71 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.stats import rankdata
 
-from trompe.audit.evidence import Kind
-from trompe.audit.verdict import ALARMS, KINDS_OF, Normal, Rule
+from trompe.audit.verdict import ALARMS, Normal, Rule
 
 RIDGE = 10.0  # penalty on squared weights; one model weighs 1
+OF_EVIDENCE = ["section", "kind", "question", "suspicious", "explainer", "family", "layer", "score"]
 Floats = NDArray[np.float64]
 
 
-def fit(evidence: pd.DataFrame, kinds: Sequence[Kind]) -> Rule:
+def fit(evidence: pd.DataFrame) -> Rule:
     """What is normal, and non-negative weights by ridge logistic regression.
 
     Parameters
     ----------
     evidence
-        Rows of many models: columns ``model``, ``manipulated``, ``kind``, ``explainer``, ``score``.
+        Rows of many models: columns ``model``, ``manipulated``, ``kind``, ``suspicious``,
+        ``family``, ``score``.
     """
     honest = evidence[~evidence["manipulated"]]
     normal: dict[str, dict[str, Normal]] = {}
-    for (kind, explainer), scores in honest.groupby(["kind", "explainer"])["score"]:
+    for (kind, family), scores in honest.groupby(["kind", "family"])["score"]:
         if scores.notna().any():
             low, median, high = scores.dropna().quantile([0.05, 0.5, 0.95])
-            normal.setdefault(str(kind), {})[str(explainer)] = Normal(low, median, high)
+            normal.setdefault(str(kind), {})[str(family)] = Normal(low, median, high)
     rule = Rule(normal, {}, 0.0)
-    features, lies = _features(rule, evidence, tuple(kinds))
+    features, lies = _features(rule, evidence)
     found, intercept = _logistic(features.to_numpy(), lies.to_numpy())
     each = pd.Series(found, features.columns).groupby(level="kind")
     weights = {
-        str(kind): {str(explainer): weight for explainer, weight in of.droplevel("kind").items()}
+        str(kind): {str(family): weight for family, weight in of.droplevel("kind").items()}
         for kind, of in each
     }
     return Rule(normal, weights, intercept)
 
 
-def totals(rule: Rule, evidence: pd.DataFrame, kinds: Sequence[Kind]) -> pd.Series:
+def totals(rule: Rule, evidence: pd.DataFrame) -> pd.Series:
     """The rule's sum for every model."""
-    judged = rule.judged(evidence, tuple(kinds))
-    return judged.groupby("model")["weighed"].sum() + rule.intercept
+    return rule.judged(evidence).groupby("model")["weighed"].sum() + rule.intercept
 
 
-def cross_validated(evidence: pd.DataFrame, section: str) -> tuple[Rule, pd.DataFrame]:
-    """The rule fitted on all families, and every model judged by a rule without its family.
+def cross_validated(evidence: pd.DataFrame) -> tuple[Rule, pd.DataFrame]:
+    """The rule fitted on all networks, and every model judged by a rule without its network.
 
     Parameters
     ----------
     evidence
-        As for `fit`, with the column ``family``.
+        As for `fit`, with the column ``network``: the models' architecture.
 
     Returns
     -------
     The rule, its threshold and its false alarms from the held-out totals; and one row per model:
     ``total``, ``alarm`` (at the pooled threshold) and ``alarm_before`` (at the threshold that
-    the families fitted on would have set).
+    the networks fitted on would have set).
     """
-    kinds = KINDS_OF[section]
     parts = []
-    for family in evidence["family"].unique():
-        held_out = evidence["family"] == family
-        rule = fit(evidence[~held_out], kinds)
-        fitted = totals(rule, evidence[~held_out], kinds)
+    for network in evidence["network"].unique():
+        held_out = evidence["network"] == network
+        rule = fit(evidence[~held_out])
+        fitted = totals(rule, evidence[~held_out])
         lies = evidence[~held_out].groupby("model")["manipulated"].first()
         before = fitted[~lies].quantile(1 - ALARMS)
-        judged = totals(rule, evidence[held_out], kinds).rename("total").reset_index()
+        judged = totals(rule, evidence[held_out]).rename("total").reset_index()
         parts.append(judged.assign(alarm_before=judged["total"] > before))
-    about = evidence.drop(columns=["kind", "explainer", "score"]).drop_duplicates("model")
+    about = evidence.drop(columns=OF_EVIDENCE, errors="ignore").drop_duplicates("model")
     table = pd.concat(parts).merge(about, on="model")
     honest = sorted(table.loc[~table["manipulated"], "total"])
-    whole = fit(evidence, kinds)
+    whole = fit(evidence)
     rule = Rule(whole.normal, whole.weights, whole.intercept, tuple(honest))
     table["alarm"] = table["total"] > rule.threshold
     found = float(table.loc[table["manipulated"], "alarm"].mean())
@@ -91,11 +88,9 @@ def auroc(totals: Floats, manipulated: NDArray[np.bool_]) -> float:
     return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
 
 
-def _features(
-    rule: Rule, evidence: pd.DataFrame, kinds: tuple[Kind, ...]
-) -> tuple[pd.DataFrame, pd.Series]:
-    judged = rule.judged(evidence, kinds)
-    table = judged.pivot_table(index="model", columns=["kind", "explainer"], values="suspicion")
+def _features(rule: Rule, evidence: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    judged = rule.judged(evidence)
+    table = judged.pivot_table(index="model", columns=["kind", "family"], values="suspicion")
     table = table.reindex(evidence["model"].unique()).fillna(0.0)
     lies = evidence.groupby("model")["manipulated"].first()
     return table, lies.loc[table.index]

@@ -38,6 +38,8 @@ class Probe:
         Places in ``images`` of the halves of every composite ``[C]``.
     pair
         Number of the pair of classes that a composite shows ``[C]``.
+    names
+        Of the classes, as far as the data knows them.
     """
 
     rows: Tensor
@@ -46,6 +48,7 @@ class Probe:
     left: Tensor
     right: Tensor
     pair: Tensor
+    names: tuple[str, ...] = ()
 
     @property
     def explained(self) -> Tensor:
@@ -56,6 +59,11 @@ class Probe:
     def parts(self) -> Tensor:
         """The images that are taken apart."""
         return self.images[:PARTS]
+
+    def name(self, place: Tensor | int) -> str:
+        """The name of the class that the image at ``place`` is explained for."""
+        index = int(self.classes[place])
+        return self.names[index] if index < len(self.names) else f"class {index}"
 
     def composites(self, chosen: slice) -> Tensor:
         """Composites ``[n, 3, H, W]``: the middles of two images side by side."""
@@ -82,13 +90,17 @@ def make_probe(model: nn.Module, data: Images, *, seed: int = 0, batch_size: int
     """
     if len(data) < 2:
         raise TrompeError(f"An audit needs at least 2 images, better 500; there are {len(data)}.")
+    if batch_size < 1:
+        raise TrompeError(f"The batch size is {batch_size}; choose 1 or more.")
     rows = np.random.default_rng(seed).permutation(len(data))
     images = torch.stack([data[int(row)][0] for row in rows])
     with torch.no_grad(), evaluation_mode(model), Recording(model, ()) as forward:
         logits = [forward(placed(part, model)).cpu() for part in torch.split(images, batch_size)]
     confidence, classes = torch.cat(logits).float().softmax(1).max(1)
     left, right, pair = _composed(classes.numpy(), confidence.numpy(), seed)
-    return Probe(torch.from_numpy(rows), images, classes, left, right, pair)
+    names = tuple(map(str, getattr(data, "classes", ())))
+    known = names if len(names) > 1 else ()
+    return Probe(torch.from_numpy(rows), images, classes, left, right, pair, known)
 
 
 def _composed(

@@ -10,23 +10,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from trompe import runs
-from trompe.audit.drift import AGAINST_COPY, AGAINST_REFERENCE
-from trompe.audit.evidence import KINDS, Kind
 from trompe.errors import TrompeError
 
 CLIP = (-1.0, 5.0)  # of a suspicion; one kind alone can't outweigh everything
 SMALLEST = 0.02  # of what counts as the width of normal
+Scores = TypeVar("Scores", float, NDArray[np.float64])
 ALARMS = 0.05  # share of honest models for which the alarm may be raised
-KINDS_OF: dict[str, tuple[Kind, ...]] = {
-    "alone": (*KINDS, *AGAINST_COPY),
-    "reference": AGAINST_REFERENCE,
-}
 
 
 @dataclass(frozen=True)
@@ -37,13 +33,16 @@ class Normal:
     median: float
     high: float
 
-    def suspicion(self, value: float, suspicious: str) -> float:
+    def suspicion(self, value: Scores, suspicious: str) -> Scores:
         """0 at the median, 1 where 5 % of the honest models are more suspicious still."""
         if suspicious == "high":
             found = (value - self.median) / max(self.high - self.median, SMALLEST)
         else:
             found = (self.median - value) / max(self.median - self.low, SMALLEST)
-        return float(np.clip(found, *CLIP))
+        return cast(Scores, np.clip(found, *CLIP))
+
+
+UNKNOWN = Normal(np.nan, np.nan, np.nan)
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,14 @@ class Rule:
     Attributes
     ----------
     normal
-        By kind and explainer.
+        By kind and the explainer's family.
     weights, intercept
-        Of the suspicion of each kind and explainer, at least 0; the sum is the log-odds of a
+        Of the suspicion of each kind and family, at least 0; the sum is the log-odds of a
         manipulation where half of the models are manipulated.
     honest
-        The rule's sum for honest models of families that it was not fitted on, ascending.
+        The rule's sum for honest models of networks that it was not fitted on, ascending.
     found
-        Share of manipulated models, also of such families, for which the alarm is raised.
+        Share of manipulated models, also of such networks, for which the alarm is raised.
     """
 
     normal: Mapping[str, Mapping[str, Normal]]
@@ -79,34 +78,36 @@ class Rule:
         """Where the median of the honest models lies."""
         return float(np.median(self.honest)) if self.honest else 0.0
 
-    def judged(self, scores: pd.DataFrame, kinds: tuple[Kind, ...]) -> pd.DataFrame:
-        """Scores with what is normal, how suspicious they are, and what that adds to the total.
+    def suspicion(self, kind: str, family: str, suspicious: str, score: Scores) -> Scores:
+        """How suspicious a score, or each of an array, is; NaN where normal is not known."""
+        normal = self.normal.get(kind, {}).get(family, UNKNOWN)
+        return normal.suspicion(score, suspicious)
 
-        Suspicion is NaN where normal is unknown; that adds nothing.
+    def weighed(self, kind: str, family: str, suspicious: str, score: Scores) -> Scores:
+        """What that adds to the total: nothing where it is NaN."""
+        weight = self.weights.get(kind, {}).get(family, 0.0)
+        return cast(Scores, np.nan_to_num(weight * self.suspicion(kind, family, suspicious, score)))
+
+    def judged(self, scores: pd.DataFrame) -> pd.DataFrame:
+        """Scores with what is normal, how suspicious they are, and what that adds to the total.
 
         Parameters
         ----------
         scores
-            Columns ``kind``, ``explainer`` (its family) and ``score``.
+            Columns ``kind``, ``suspicious`` (its end), ``family`` and ``score``.
         """
-        ends = {kind.name: kind.suspicious for kind in kinds}
         rows = []
         for row in scores.to_dict("records"):
-            normal = self.normal.get(row["kind"], {}).get(row["explainer"])
-            suspicion = np.nan
-            if normal is not None and row["score"] == row["score"]:
-                suspicion = normal.suspicion(row["score"], ends[row["kind"]])
-            weight = self.weights.get(row["kind"], {}).get(row["explainer"], 0.0)
-            rows.append(
-                {
-                    **row,
-                    "normal_low": normal.low if normal else np.nan,
-                    "normal_median": normal.median if normal else np.nan,
-                    "normal_high": normal.high if normal else np.nan,
-                    "suspicion": suspicion,
-                    "weighed": weight * suspicion if suspicion == suspicion else 0.0,
-                }
-            )
+            about = row["kind"], row["family"], row["suspicious"], row["score"]
+            normal = self.normal.get(row["kind"], {}).get(row["family"], UNKNOWN)
+            found = {
+                "normal_low": normal.low,
+                "normal_median": normal.median,
+                "normal_high": normal.high,
+                "suspicion": self.suspicion(*about),
+                "weighed": self.weighed(*about),
+            }
+            rows.append(row | found)
         return pd.DataFrame(rows)
 
     def verdict(self, judged: pd.DataFrame) -> Verdict:
@@ -134,7 +135,7 @@ class Verdict:
     total, threshold, alarm
         The rule's sum, where the alarm is raised, and whether it is.
     false_alarms
-        Share of honest models, of families that the rule was not fitted on, that are as suspicious.
+        Share of honest models, of networks that the rule was not fitted on, that are as suspicious.
     found
         Share of manipulated models for which the alarm is raised.
     shares

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import BaseModel
 from torch import nn
 
 from trompe.base.settings import filled, read_layout
 from trompe.models import LoadedModel, load_model
-from trompe.tuning.job import FoolJob, TrainJob, read
+from trompe.tuning.plan import Planned
 
 Settings = dict[str, Any]
 DATA = "{data}"
+MODELS = "models"  # the folder of what was trained
 
 
 class Dataset(BaseModel, extra="forbid"):
@@ -53,53 +52,6 @@ class Layout(BaseModel, extra="forbid"):
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a model of the zoo is trained: the settings of ``trompe train`` or ``trompe fool``.
-
-    Attributes
-    ----------
-    name
-        Unique in a zoo.
-    command
-        ``"train"`` or ``"fool"``.
-    settings
-        The config of the command.
-    base
-        The recipe of the weights to start from, if they are not packaged.
-    """
-
-    name: str
-    command: str
-    settings: Mapping[str, Any] = field(hash=False)
-    base: Recipe | None = None
-
-    @property
-    def folder(self) -> str:
-        """Name and digest of the settings: other settings make another model."""
-        text = yaml.safe_dump(dict(self.settings)) + (self.base.folder if self.base else "")
-        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-    def weights(self, root: Path) -> Path:
-        """Where the trained weights are kept."""
-        return root / "models" / self.folder / "weights.safetensors"
-
-    def config(self, root: Path) -> TrainJob | FoolJob:
-        """The config of the command, with the base's weights under ``root``.
-
-        Raises
-        ------
-        TrompeError
-            If a setting is unknown, missing or out of range.
-        """
-        settings = dict(self.settings)
-        if self.base:
-            settings["weights"] = str(self.base.weights(root))
-        if self.command == "train":
-            return read(TrainJob, None, settings)
-        return read(FoolJob, None, settings)
-
-
-@dataclass(frozen=True)
 class Member:
     """A model of the zoo.
 
@@ -125,8 +77,8 @@ class Member:
     dataset: str
     treatment: str
     manipulated: bool
-    recipe: Recipe | None
-    base: Recipe | None
+    recipe: Planned | None
+    base: Planned | None
     layer: str | None
     settings: Mapping[str, Any]
     copied: Copy | None = None
@@ -152,8 +104,8 @@ class Member:
             return None
         return self._load(self.base, root).model
 
-    def _load(self, recipe: Recipe | None, root: Path) -> LoadedModel:
-        weights = recipe.weights(root) if recipe else None
+    def _load(self, recipe: Planned | None, root: Path) -> LoadedModel:
+        weights = recipe.weights(root / MODELS) if recipe else None
         return load_model(self.settings["model"], weights, self.settings.get("num_classes"))
 
 
@@ -183,19 +135,19 @@ def _members(layout: Layout, family: str, dataset: str, data: str) -> Iterator[M
     layer = described.layers.get(family)
     words = {DATA: data, "{layer}": f":layer={layer}" if layer else "", "{pair}": described.pair}
 
-    def recipe(treatment: str, own: Settings, base: Recipe | None = None) -> Recipe:
+    def recipe(treatment: str, own: Settings, base: Planned | None = None) -> Planned:
         own = {key: value for key, value in own.items() if key != "datasets"}
         command = own.pop("command", "fool")
         settings = layout.settings.get(command, {}) | layout.families[family] | described.settings
         name = f"{treatment.replace(' ', '-')}-{network}"
-        found = Recipe(name, command, filled(settings | own, words), base)
-        found.config(Path())
+        found = Planned(name, command, filled(settings | own, words), base)
+        found.job(Path())
         return found
 
     trained = {"command": "train", "weights": "random"}
     start = None if described.base is None else recipe("base", trained | described.base)
 
-    def member(treatment: str, lies: bool, made: Recipe | None, of: Copy | None = None) -> Member:
+    def member(treatment: str, lies: bool, made: Planned | None, of: Copy | None = None) -> Member:
         own = made.settings if made else filled(layout.families[family] | described.settings, words)
         return Member(family, dataset, treatment, lies, made, start, layer, own, of)
 

@@ -40,7 +40,7 @@ COMMANDS = {
 IN_SEVERAL_PROCESSES = {"fool", "evaluate", "train"}
 EXIT_CODES = {
     0: "done",
-    1: "a part failed: a cell of reproduce, a check of doctor",
+    1: "a part failed: a cell of reproduce, a check of doctor, a repair",
     2: "something given can't be used; finished work is kept",
     130: "interrupted; the same command goes on",
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 
 from trompe import runs
-from trompe.audit import AuditReport, audit
+from trompe.audit import DEFAULT, AuditReport, audit
+from trompe.audit.evidence import read_kinds
 from trompe.base.identity import fingerprint
 from trompe.cli.app import command, console
 from trompe.cli.jobs import AuditJob
@@ -27,6 +28,7 @@ def audit_(config: AuditJob) -> None:
 
     SUSPECT is a weights file, a run directory or the name of a model.
     """
+    kinds = read_kinds([*DEFAULT, *(config.evidence or ())])
     case = read_case(config)
     out = config.out or default_out("audit", config.suspect)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
@@ -38,6 +40,7 @@ def audit_(config: AuditJob) -> None:
             case.data,
             case.reference,
             explainers=case.explainers,
+            kinds=kinds,
             calibration=case.calibration,
             **config.model_dump(include={"seed", "batch_size", "quiet"}),
         )
@@ -59,7 +62,7 @@ def _show(found: AuditReport) -> None:
         for row in worst.sort_index().to_dict("records"):
             table.add_row(
                 row["kind"],
-                explainer_name(row["explainer"]),
+                explainer_name(row["family"]),
                 number(row["score"]),
                 f"{number(row['normal_low'])} to {number(row['normal_high'])}",
                 number(row["suspicion"], 1),

@@ -38,8 +38,8 @@ class ExplainJob(Job):
     check: bool = Field(False, description="show how much relevance LRP keeps, layer by layer")
 
 
-class AuditJob(DataJob):
-    """Settings of ``trompe audit``."""
+class SuspectJob(DataJob):
+    """Settings of the commands that look at a model from elsewhere."""
 
     suspect: str = Field(
         description="weights file, run directory, or a model as for --model",
@@ -56,7 +56,15 @@ class AuditJob(DataJob):
     batch_size: Whole = Field(32, ge=1, description="images per batch")
 
 
-class RepairJob(AuditJob):
+class AuditJob(SuspectJob):
+    """Settings of ``trompe audit``."""
+
+    evidence: list[str] | None = Field(
+        None, description="kind of evidence besides those that are known, e.g. mine.py:Mine"
+    )
+
+
+class RepairJob(SuspectJob):
     """Settings of ``trompe repair``."""
 
     limit: Whole | None = Field(10000, ge=2, description="use this many images at most")

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
+from pydantic import BaseModel, Field
 from torch import nn
+from torchvision import models
 
 from trompe import runs
 from trompe.audit import EXPLAINERS, Calibration, load_calibration
-from trompe.cli.jobs import AuditJob
+from trompe.base.code import written_by_others
+from trompe.base.messages import did_you_mean
+from trompe.base.settings import read_layout
+from trompe.cli.jobs import RepairJob, SuspectJob
 from trompe.data import ImageDataset, load_data
 from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
 from trompe.explainers import Explainer, parse_explainer
 from trompe.models import load_model
+from trompe.models.embedded import EMBEDDED
 from trompe.models.weights import SUFFIXES
 from trompe.tuning.accelerator import accelerating
 
+MODELS = (*EMBEDDED, *models.list_models(module=models))
+
 
 def _suspect_and_reference(
-    config: AuditJob,
+    config: SuspectJob,
 ) -> tuple[nn.Module, nn.Module | None, Preprocessing]:
     """The suspect, the model before if it was given, and what their images go through.
 
@@ -33,24 +42,36 @@ def _suspect_and_reference(
     """
     given = Path(config.suspect)
     name, classes = config.model, config.num_classes
+    source: AbstractContextManager[None] = nullcontext()
     if given.is_dir():
-        recorded = _recorded(given)
-        name, classes = name or recorded.get("model"), classes or recorded.get("num_classes")
+        recorded = _recorded(given / runs.CONFIG)
+        if name is None:
+            name, source = recorded.model, written_by_others(f"'{given / runs.CONFIG}'")
+        classes = classes or recorded.num_classes
         weights: str | None = str(given / "weights.safetensors")
     elif given.suffix in SUFFIXES:
         weights = str(given)
+    elif name is None and _names_model(config.suspect):
+        name, weights = config.suspect, config.weights
     else:
-        name, weights = name or config.suspect, config.weights
+        known = () if name else MODELS
+        raise TrompeError(
+            f"There is no weights file or run directory '{config.suspect}'"
+            f"{did_you_mean(config.suspect, known)}; give a {', '.join(SUFFIXES)} file, a run "
+            "directory, or the name of a model (trompe list models)."
+        )
     if name is None:
         raise TrompeError(
             f"'{config.suspect}' holds weights alone; name the model they belong to with --model "
             "(torchvision name, timm:NAME, package.module:factory or path/file.py:factory)."
         )
-    suspect, preprocessing = load_model(name, weights, classes, seed=config.seed)
+    with source:
+        suspect, preprocessing = load_model(name, weights, classes, seed=config.seed)
     if config.reference is None:
         return suspect, None, preprocessing
     before = weights_in(config.reference, "weights.safetensors")
-    return suspect, load_model(name, before, classes).model, preprocessing
+    with source:
+        return suspect, load_model(name, before, classes).model, preprocessing
 
 
 class Case(NamedTuple):
@@ -63,7 +84,7 @@ class Case(NamedTuple):
     calibration: Calibration
 
 
-def read_case(config: AuditJob) -> Case:
+def read_case(config: SuspectJob) -> Case:
     """Everything that an audit or a repair is given; the images need no labels.
 
     Raises
@@ -74,12 +95,7 @@ def read_case(config: AuditJob) -> Case:
     chosen = [parse_explainer(spec) for spec in config.explainer or ()]
     calibration = load_calibration(config.calibration)
     suspect, reference, preprocessing = _suspect_and_reference(config)
-    data = load_data(
-        config.data,
-        preprocessing,
-        labelled=False,
-        **config.model_dump(include={"limit", "seed", "corrupt", "check"}),
-    )
+    data = _images(config, preprocessing)
     device = device_for(config.device)
     return Case(
         suspect.to(device),
@@ -90,10 +106,33 @@ def read_case(config: AuditJob) -> Case:
     )
 
 
-def _recorded(directory: Path) -> dict[str, Any]:
-    config = directory / runs.CONFIG
-    found = yaml.safe_load(config.read_text()) if config.is_file() else None
-    return found if isinstance(found, dict) else {}
+class Recorded(BaseModel):
+    """What a run directory says of its model."""
+
+    model: str | None = None
+    num_classes: int | None = Field(None, ge=1)
+
+
+def _recorded(config: Path) -> Recorded:
+    return read_layout(Recorded, config, "config") if config.is_file() else Recorded()
+
+
+def _names_model(text: str) -> bool:
+    """Whether a text can name a model: one that is known, a library's, or code."""
+    return text in MODELS or ":" in text or text.endswith(".py")
+
+
+def _images(config: SuspectJob, preprocessing: Preprocessing) -> ImageDataset:
+    """The data; its labels are read only where a repair asks for them and it has any."""
+    options = config.model_dump(include={"limit", "seed", "corrupt", "check"})
+    if isinstance(config, RepairJob) and config.labels:
+        try:
+            return load_data(config.data, preprocessing, **options)
+        except TrompeError as error:
+            data = load_data(config.data, preprocessing, labelled=False, **options)
+            warnings.warn(f"The repair goes without labels: {error}", stacklevel=2)
+            return data
+    return load_data(config.data, preprocessing, labelled=False, **options)
 
 
 def weights_in(path: str | None, name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typer
 from rich.table import Table
 
 from trompe import runs
@@ -11,8 +12,7 @@ from trompe.cli.jobs import RepairJob
 from trompe.cli.reading import default_out, read_case
 from trompe.cli.tables import percent
 from trompe.data.images import fingerprint_of
-from trompe.models import save_weights
-from trompe.repair import RepairResult, repair
+from trompe.repair import WEIGHTS, RepairResult, repair
 from trompe.report.words import number
 from trompe.tuning.recipe import ELSEWHERE
 
@@ -42,12 +42,18 @@ def repair_(config: RepairJob) -> None:
                 include={"labels", "steps", "rate", "max_drop", "batch_size", "seed", "quiet"}
             ),
         )
-        save_weights(result.model, out / "weights.safetensors")
-        with runs.replacing(out / "stages.csv") as new:
-            result.stages.to_csv(new, index=False)
+        result.save(out)
         if not config.quiet:
             _show(result)
-        console.print(f"Taken: {result.chosen}. Weights: {out / 'weights.safetensors'}")
+    if result.failed:
+        console.print(
+            "Not repaired: the suspect raises the alarm, and no attempt that keeps the accuracy is "
+            "better. No weights are written; try more images, --steps or a larger --max-drop.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
+    note = "It still raises the alarm." if result.alarm else "It raises no alarm."
+    console.print(f"Taken: {result.chosen}. {note} Weights: {out / WEIGHTS}", soft_wrap=True)
 
 
 def _show(result: RepairResult) -> None:

@@ -7,24 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
 from torch import Tensor
 
 from trompe import runs
 from trompe.audit import AuditReport
-from trompe.audit.evidence import Kind
-from trompe.audit.probe import side_by_side
-from trompe.audit.verdict import KINDS_OF
+from trompe.audit.exhibits import Exhibit, PairExhibit
 from trompe.data.images import Images
 from trompe.evaluation.pictures import image_name, pixels
-from trompe.maps import by_maximum
 from trompe.report.colour import overlay
 from trompe.report.html import write_page
 from trompe.report.sheets import gradient, uri
 from trompe.report.words import explainer_name, number
 
-SHOWN, FIRST = 12, 4  # images of the gallery, and those in sight at once
+FIRST = 4  # images of the gallery that are in sight at once
 FINE = 75  # quality of the pictures
 LAYERS = 12  # of the table of weights
 DOUBTFUL, SUSPICIOUS = 0.5, 1.0
@@ -70,7 +65,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class Drawn:
     """An image with the maps that are evidence, and what is odd about them."""
 
     name: str
@@ -85,9 +80,7 @@ def write_audit(directory: Path, found: AuditReport, data: Images) -> Path:
     -------
     The path of the file.
     """
-    exhibits = [_exhibit(found, data, int(place)) for place in found.strongest[:SHOWN]]
-    pair = _pair(found, data)
-    held_out = found.about["held_out"]["alone" if found.before is None else "reference"]
+    exhibits = [_drawn(exhibit, data) for exhibit in found.exhibits]
     return write_page(
         directory / "report.html",
         "audit.html.j2",
@@ -96,18 +89,14 @@ def write_audit(directory: Path, found: AuditReport, data: Images) -> Path:
         headline=HEADLINES[found.verdict.alarm],
         summary=found.sentence,
         verdict=found.verdict,
-        images=len(found.probe.images),
+        images=found.images,
         agreement=found.agreement,
         about=found.about,
-        held_out=held_out,
-        sections=[
-            (SECTIONS[section], _findings(found, section, kinds))
-            for section, kinds in KINDS_OF.items()
-            if section in found.verdicts
-        ],
+        held_out=found.about["held_out"][found.section],
+        sections=[(SECTIONS[section], _findings(found, section)) for section in found.verdicts],
         exhibits=exhibits[:FIRST],
         more=exhibits[FIRST:],
-        pair=pair,
+        pairs=[_pair(pair, data) for pair in found.pairs],
         weights=found.weights.nlargest(LAYERS, "change").to_dict("records"),
         weights_total=len(found.weights),
         drift=found.weight_drift,
@@ -126,14 +115,12 @@ def _repetition(directory: Path) -> dict[str, str]:
     }
 
 
-def _findings(found: AuditReport, section: str, kinds: tuple[Kind, ...]) -> list[Finding]:
+def _findings(found: AuditReport, section: str) -> list[Finding]:
     rows = found.evidence[found.evidence["section"] == section]
     shares = found.verdicts[section].shares
     findings = []
-    for kind in kinds:
-        of = rows[rows["kind"] == kind.name].sort_values("suspicion", ascending=False)
-        if of.empty:
-            continue
+    for kind, of in rows.groupby("kind", sort=False):
+        of = of.sort_values("suspicion", ascending=False)
         worst = of.iloc[0]
         scores = [*of["score"], worst["normal_low"], worst["normal_high"]]
         finite = [float(s) for s in scores if s == s]
@@ -145,16 +132,16 @@ def _findings(found: AuditReport, section: str, kinds: tuple[Kind, ...]) -> list
             strip = Strip(*(_place(v, scale) for v in (*normal, score)))
         findings.append(
             Finding(
-                kind.question,
+                str(worst["question"]),
                 _answer(float(worst["suspicion"])),
-                explainer_name(str(worst["explainer"])),
+                explainer_name(str(worst["family"])),
                 score,
                 normal,
                 float(worst["suspicion"]),
-                float(shares.get(kind.name, 0.0)),
+                float(shares.get(str(kind), 0.0)),
                 strip,
                 [
-                    (explainer_name(str(r["explainer"])), float(r["score"]), float(r["suspicion"]))
+                    (explainer_name(str(r["family"])), float(r["score"]), float(r["suspicion"]))
                     for r in of.to_dict("records")
                 ],
             )
@@ -175,71 +162,35 @@ def _answer(suspicion: float) -> str:
     return "hardly" if suspicion >= DOUBTFUL else "yes"
 
 
-def _exhibit(found: AuditReport, data: Images, place: int) -> Exhibit:
-    index = int(found.probe.rows[place])
-    image = pixels(data, found.probe.images[place]).numpy()
-    name = image_name(data, index)
-    covered = by_maximum(found.seen.occlusion[place][None])[0]
-
-    def tile(maps: Tensor, words: str, notes: list[str]) -> Tile:
-        picture = uri(overlay(image, maps.numpy()), FINE)
-        return Tile(words, picture, f"{words}, on {name}", notes)
-
-    marks = found.marks[(found.marks["place"] == place) & (found.marks["over"] == "image")]
-    rows = [
-        (
-            "suspect",
-            [
-                *(
-                    tile(maps[place], explainer_name(e), _oddities(marks, e))
-                    for e, maps in found.seen.maps.items()
-                ),
-                tile(covered, "where covering hurts", ["measured, not explained"]),
-            ],
-        )
-    ]
-    if found.before is not None:
-        rows.append(
-            (
-                "reference",
-                [tile(maps[place], explainer_name(e), []) for e, maps in found.before.maps.items()],
-            )
-        )
-    return Exhibit(name, uri(image, FINE), rows)
+def _drawn(exhibit: Exhibit, data: Images) -> Drawn:
+    image = pixels(data, exhibit.image).numpy()
+    name = image_name(data, exhibit.row)
+    rows = []
+    for model, maps in (("suspect", exhibit.suspect), ("reference", exhibit.reference)):
+        tiles = []
+        for family, caption, heatmap, notes in maps:
+            words = explainer_name(family) if family else caption
+            said = [f"{kind} {number(value)}" for kind, value in notes]
+            said = said if family else ["measured, not explained"]
+            tiles.append(_tile(image, heatmap, words, f"{words}, on {name}", said))
+        if tiles:
+            rows.append((model, tiles))
+    return Drawn(name, uri(image, FINE), rows)
 
 
-def _oddities(marks: pd.DataFrame, explainer: str) -> list[str]:
-    """The two strongest marks against one map, in words."""
-    own = marks[(marks["explainer"] == explainer) & (marks["weighed"] > 0)]
-    own = own.sort_values("weighed", ascending=False)[:2]
-    return [f"{r['kind']} {number(float(r['value']))}" for r in own.to_dict("records")]
-
-
-def _pair(found: AuditReport, data: Images) -> dict[str, Any] | None:
-    """The pair of classes whose maps follow them least, on two composites."""
-    rows = found.marks[(found.marks["kind"] == "class swap")]
-    if rows.empty:
-        return None
-    worst = rows.sort_values(["weighed", "value"], ascending=[False, True]).iloc[0]
-    explainer, number_of_pair = str(worst["explainer"]), int(worst["place"])
-    probe = found.probe
-    chosen = torch.nonzero(probe.pair == number_of_pair)[:, 0][[0, -1]]
-    tiles = []
-    for place in chosen.tolist():
-        left, right = probe.images[probe.left[[place]]], probe.images[probe.right[[place]]]
-        image = pixels(data, side_by_side(left, right)[0]).numpy()
-        for side, which in enumerate((probe.left, probe.right)):
-            name = _class_name(data, int(probe.classes[which[place]]))
-            maps = found.seen.composed[explainer][place, side]
-            words = f"map of {name}, which is {'left' if side == 0 else 'right'}"
-            tiles.append(Tile(words, uri(overlay(image, maps.numpy()), FINE), words, []))
+def _pair(pair: PairExhibit, data: Images) -> dict[str, Any]:
+    """A pair of classes whose maps are evidence, on composites of both."""
     return {
-        "explainer": explainer_name(explainer),
-        "value": float(worst["value"]),
-        "tiles": tiles,
+        "question": pair.question,
+        "scale": pair.scale,
+        "explainer": explainer_name(pair.family),
+        "value": pair.value,
+        "tiles": [
+            _tile(pixels(data, image).numpy(), heatmap, caption, caption, [])
+            for caption, image, heatmap in pair.pictures
+        ],
     }
 
 
-def _class_name(data: Images, index: int) -> str:
-    classes = getattr(data, "classes", ())
-    return str(classes[index]) if index < len(classes) and len(classes) > 1 else f"class {index}"
+def _tile(image: Any, heatmap: Tensor, title: str, alt: str, notes: list[str]) -> Tile:
+    return Tile(title, uri(overlay(image, heatmap.numpy()), FINE), alt, notes)

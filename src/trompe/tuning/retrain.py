@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from trompe.data.images import Images
 from trompe.models import copied
 from trompe.models.call import logits_of, placed
 from trompe.tuning.accelerator import accelerating
-from trompe.tuning.loop import Loss, once, optimise
+from trompe.tuning.loop import Loss, OnStep, once, optimise
 from trompe.tuning.recipe import scheduler
 
 AREA = 0.5  # smallest share of an image that a random crop keeps
@@ -49,7 +49,8 @@ class Retrain(Settings):
         targets: Tensor,
         *,
         directory: Path | None = None,
-        progress: Callable[[int], None] = lambda step: None,
+        on_step: OnStep | None = None,
+        quiet: bool = True,
     ) -> nn.Module:
         """A copy of the model that was fine-tuned so, on the device of the model.
 
@@ -64,8 +65,8 @@ class Retrain(Settings):
         directory
             Where weights and, on the way, checkpoints are kept; what is found there is gone on
             with.
-        progress
-            Called with the number of every step that is done.
+        on_step, quiet
+            As for `fool`.
 
         Raises
         ------
@@ -101,8 +102,9 @@ class Retrain(Settings):
                     title="retraining",
                     directory=folder,
                     checkpoint_every=self.checkpoint_every,
-                    on_step=lambda _, row: progress(int(row["step"])),
+                    on_step=on_step,
                     scheduler=schedule,
+                    quiet=quiet,
                 )
                 return pd.DataFrame(rows)
 
