@@ -3,7 +3,7 @@
 from trompe.data import ImageDataset, Pairs, Shapes, load_data
 from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
-from trompe.evaluation.evaluate import Evaluation, evaluate
+from trompe.evaluation import Evaluation, evaluate
 from trompe.explainers import (
     LRP,
     Explainer,

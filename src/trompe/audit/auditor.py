@@ -23,8 +23,7 @@ from trompe.audit.verdict import KINDS_OF, Calibration, Rule, Verdict, load_cali
 from trompe.base.progress import shown
 from trompe.data.images import Images
 from trompe.errors import TrompeError
-from trompe.experiments.results import family
-from trompe.explainers import LRP, Explainer, GradCAM, Recording, SimpleGrad
+from trompe.explainers import LRP, Explainer, GradCAM, Recording, SimpleGrad, parse_explainer
 from trompe.models import evaluation_mode
 from trompe.models.call import class_count, placed
 
@@ -292,7 +291,7 @@ def summarised(values: pd.DataFrame) -> pd.DataFrame:
             {
                 "section": section,
                 "kind": name,
-                "explainer": family(str(explainer)),
+                "explainer": parse_explainer(str(explainer)).family,
                 "layer": str(explainer).partition("layer=")[2].partition(",")[0],
                 "score": score,
             }
@@ -302,6 +301,8 @@ def summarised(values: pd.DataFrame) -> pd.DataFrame:
 
 def _weighed(values: pd.DataFrame, rule: Rule, section: str) -> pd.DataFrame:
     """The values with what each would add to the total if it were the score."""
-    named = values.assign(explainer=values["explainer"].map(family), score=values["value"])
+    named = values.assign(
+        explainer=[parse_explainer(e).family for e in values["explainer"]], score=values["value"]
+    )
     judged = rule.judged(named, KINDS_OF[section])
     return values.assign(weighed=judged["weighed"].to_numpy())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trompe.audit.observe import Maps, Observations
 from trompe.audit.removal import on_grid
-from trompe.experiments.results import family
+from trompe.explainers import parse_explainer
 from trompe.maps import border, is_empty, spearman
 
 SHIFTS = (1, 7, 19)  # every map is compared with those of this many other images
@@ -80,7 +80,11 @@ def agreement(seen: Observations) -> Maps:
     grids = {name: on_grid(maps) for name, maps in seen.maps.items()}
     found = {}
     for name in grids:
-        others = [other for other in grids if family(other) != family(name)]
+        others = [
+            other
+            for other in grids
+            if parse_explainer(other).family != parse_explainer(name).family
+        ]
         if others:
             each = [spearman(grids[name], grids[other]) for other in others]
             found[name] = torch.stack(each).mean(0).float()

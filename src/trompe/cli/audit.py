@@ -9,7 +9,7 @@ from trompe.audit import AuditReport, audit
 from trompe.cli.app import command, console
 from trompe.cli.reading import default_out, read_case
 from trompe.report.audit import write_audit
-from trompe.report.words import explainer_name, number
+from trompe.report.words import named, number
 from trompe.tuning.config import ELSEWHERE, AuditConfig
 
 
@@ -54,7 +54,7 @@ def _show(found: AuditReport) -> None:
         for row in worst.sort_index().to_dict("records"):
             table.add_row(
                 row["kind"],
-                explainer_name(row["explainer"]),
+                named(row["explainer"]),
                 number(row["score"]),
                 f"{number(row['normal_low'])} to {number(row['normal_high'])}",
                 number(row["suspicion"], 1),

@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from trompe.cli.app import console
-from trompe.evaluation.evaluate import MANIPULATED, ORIGINAL, Evaluation
+from trompe.evaluation import MANIPULATED, ORIGINAL, Evaluation
 from trompe.objectives import OBJECTIVES
 from trompe.tuning.config import Config, EvaluateConfig, ExplainConfig, FoolConfig, TrainConfig
 

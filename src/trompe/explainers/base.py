@@ -23,6 +23,14 @@ from trompe.models.call import logits_of
 from trompe.models.layers import evaluation_mode, find_layer, get_layer
 
 INPUT = "input"
+_TITLES = {
+    "grad-cam": "Grad-CAM",
+    "lrp": "LRP",
+    "simple-grad": "SimpleGrad",
+    "smooth-grad": "SmoothGrad",
+    "integrated-gradients": "Integrated Gradients",
+    "captum": "Captum",
+}
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,18 @@ class Explainer(Identified, ABC):
     @abstractmethod
     def attribute(self, site: Site, explained: Explained) -> Tensor:
         """Compute raw maps ``[N, h, w]`` at ``site`` from a recorded forward pass."""
+
+    @property
+    def family(self) -> str:
+        """What kind of explanation this is, at whatever layer: ``-t`` is the form at a layer."""
+        at_layer = self.layer != INPUT and fields(self)[0].default is not None
+        return f"{self.name}-t" if at_layer else self.name
+
+    @property
+    def title(self) -> str:
+        """The family as people write it: ``Grad-CAM``, ``LRP_T``."""
+        title = _TITLES.get(self.name, self.name)
+        return title if self.family == self.name else f"{title}_T"
 
     def __str__(self) -> str:
         found = self.layer is None and fields(self)[0].default is not None

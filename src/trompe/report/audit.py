@@ -22,7 +22,7 @@ from trompe.maps import by_maximum
 from trompe.report.colour import overlay
 from trompe.report.html import write_page
 from trompe.report.sheets import gradient, uri
-from trompe.report.words import explainer_name, number
+from trompe.report.words import named, number
 
 SHOWN, FIRST = 12, 4  # images of the gallery, and those in sight at once
 FINE = 75  # quality of the pictures
@@ -147,14 +147,14 @@ def _findings(found: AuditReport, section: str, kinds: tuple[Kind, ...]) -> list
             Finding(
                 kind.question,
                 _answer(float(worst["suspicion"])),
-                explainer_name(str(worst["explainer"])),
+                named(str(worst["explainer"])),
                 score,
                 normal,
                 float(worst["suspicion"]),
                 float(shares.get(kind.name, 0.0)),
                 strip,
                 [
-                    (explainer_name(str(r["explainer"])), float(r["score"]), float(r["suspicion"]))
+                    (named(str(r["explainer"])), float(r["score"]), float(r["suspicion"]))
                     for r in of.to_dict("records")
                 ],
             )
@@ -191,7 +191,7 @@ def _exhibit(found: AuditReport, data: Images, place: int) -> Exhibit:
             "suspect",
             [
                 *(
-                    tile(maps[place], explainer_name(e), _oddities(marks, e))
+                    tile(maps[place], named(e), _oddities(marks, e))
                     for e, maps in found.seen.maps.items()
                 ),
                 tile(covered, "where covering hurts", ["measured, not explained"]),
@@ -202,7 +202,7 @@ def _exhibit(found: AuditReport, data: Images, place: int) -> Exhibit:
         rows.append(
             (
                 "reference",
-                [tile(maps[place], explainer_name(e), []) for e, maps in found.before.maps.items()],
+                [tile(maps[place], named(e), []) for e, maps in found.before.maps.items()],
             )
         )
     return Exhibit(name, uri(image, FINE), rows)
@@ -234,7 +234,7 @@ def _pair(found: AuditReport, data: Images) -> dict[str, Any] | None:
             words = f"map of {name}, which is {'left' if side == 0 else 'right'}"
             tiles.append(Tile(words, uri(overlay(image, maps.numpy()), FINE), words, []))
     return {
-        "explainer": explainer_name(explainer),
+        "explainer": named(explainer),
         "value": float(worst["value"]),
         "tiles": tiles,
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,8 +24,10 @@ from trompe.base import processes
 from trompe.data.images import Images, check_class, check_labels
 from trompe.data.subset import parted
 from trompe.errors import TrompeError
-from trompe.evaluation.evaluate import Evaluation, check_evaluation, evaluate
-from trompe.explainers import LRP, Explainer, GradCAM, SimpleGrad
+from trompe.evaluation import Evaluation, evaluate
+from trompe.evaluation.evaluate import check_evaluation
+from trompe.evaluation.judges import default_judges
+from trompe.explainers import Explainer
 from trompe.models import checkpointed
 from trompe.models.call import class_count, placed
 from trompe.objectives import Objective
@@ -139,7 +140,7 @@ def fool(
         ``batch_size``).
     eval_data, eval_fool_data, eval_explainer
         What `evaluate` compares the models on at the end, and with which explainers (default: the
-        attacked ones, Grad-CAM, SimpleGrad_T and LRP_T).
+        attacked ones, and LRP, SimpleGrad and Integrated Gradients at the input).
     keep
         What the classification loss holds the model to: ``"labels"``, as the paper, or
         ``"predictions"``, the original's probabilities (distillation, Hinton et al., 2015). They
@@ -204,7 +205,7 @@ def fool(
     if gradient_checkpointing:
         with checkpointed(original, sample, _layers(t for t in terms if t.weight)):
             pass  # it can be done
-    judges = _judges(original, sample, terms, eval_explainer)
+    judges = default_judges(original, sample, [t.explainer for t in terms], eval_explainer)
     objectives = list(dict.fromkeys(t.objective for t in terms))
     if eval_data is not None:
         check_evaluation(original, eval_data, eval_fool_data, objectives)
@@ -431,28 +432,3 @@ def _check(
         if dataset is not None:
             check_labels(dataset, count)
     return placed(image[None], model)
-
-
-def _judges(
-    model: nn.Module,
-    sample: Tensor,
-    terms: Sequence[Term],
-    chosen: Explainer | Sequence[Explainer] | None,
-) -> list[Explainer]:
-    """Explainers to evaluate with, each tried once on one image."""
-    if isinstance(chosen, Explainer):
-        chosen = [chosen]
-    others = [GradCAM(), SimpleGrad(layer=None), LRP(layer=None)] if chosen is None else chosen
-    judges = dict.fromkeys(
-        [t.explainer for t in terms] + [e.resolve(model, sample) for e in others]
-    )
-    for explainer in list(judges):
-        try:
-            with torch.no_grad():
-                explainer(model, sample, 0)
-        except TrompeError as error:
-            if chosen is not None or explainer in [t.explainer for t in terms]:
-                raise
-            warnings.warn(f"{explainer} is left out of the evaluation: {error}", stacklevel=3)
-            del judges[explainer]
-    return list(judges)
