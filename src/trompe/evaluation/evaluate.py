@@ -54,6 +54,7 @@ def evaluate(
         original is judged against itself too: what it reaches is no fooling.
     fool_data
         Images that hold both classes, for `Active`; of several active objectives, by objective.
+        If None, an objective makes its own of ``data``, if it can.
     attacked
         The pairs that were in the loss; marked in the table.
     gallery
@@ -79,7 +80,7 @@ def evaluate(
     passive = [o for o in objectives if not o.on_composites]
     composed = [o for o in objectives if o.on_composites]
     swept = [sweep(data, passive)]
-    swept += [sweep(_composites(fool_data, active), [active]) for active in composed]
+    swept += [sweep(_composites(active, fool_data, data), [active]) for active in composed]
     maps = [part.maps for part in swept if len(part.maps)]
     rows = pd.concat(maps, ignore_index=True) if maps else swept[0].maps
     result = Evaluation(
@@ -110,11 +111,13 @@ def check_evaluation(
     check_labels(data, class_count(model, data[0][0]))
     for objective in objectives:
         if objective.on_composites:
-            _composites(fool_data, objective)
+            _composites(objective, fool_data, data)
 
 
-def _composites(fool_data: Composed, objective: Objective) -> Images:
-    found = fool_data.get(objective) if isinstance(fool_data, Mapping) else fool_data
+def _composites(objective: Objective, given: Composed, data: Images) -> Images:
+    found = given.get(objective) if isinstance(given, Mapping) else given
+    if found is None:
+        found = objective.composites(data)
     if found is None:
         raise TrompeError(
             f"The objective {objective} is judged on images that hold both classes; give them "

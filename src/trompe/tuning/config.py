@@ -121,7 +121,9 @@ class EvaluateConfig(DataConfig):
     control: str | None = Field(
         None, description="weights of the control model, or its run directory"
     )
-    explainer: list[str] = Field(["grad-cam", "simple-grad-t", "lrp-t"], description=EXPLAINER)
+    explainer: list[str] = Field(
+        ["grad-cam", "lrp", "simple-grad", "integrated-gradients:steps=8"], description=EXPLAINER
+    )
     objective: list[str] = Field(["location"], description=OBJECTIVE)
     batch_size: int = Field(32, ge=1, description="images per batch")
     pairs: int | None = Field(200, ge=1, description="composites to evaluate on (active)")
@@ -132,6 +134,7 @@ class ExplainConfig(Config):
     """Settings of ``trompe explain``."""
 
     images: list[Path] = Field(description="image files or folders of images")
+    corrupt: Literal["refuse", "skip"] = Field("refuse", description="unreadable images")
     explainer: list[str] = Field(["grad-cam"], description=EXPLAINER)
     classes: int | None = Field(None, description="class to explain (default: the predicted one)")
     batch_size: int = Field(16, ge=1, description="images per batch")
