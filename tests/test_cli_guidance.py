@@ -182,6 +182,8 @@ class TestWhatToTypeNext:
         [
             ((900, 850), 980, None, {"weight": [2.0], "steps": 200}),
             ((900, 850), 5, None, {"lr": 3.3e-4, "steps": 1000}),
+            ((900, 850, 860), 980, None, {"lr": 3.3e-4, "steps": 1000}),
+            ((900, 850, 890), 980, None, {"weight": [2.0], "steps": 200}),
             ((900, 895), 5, None, {"weight": [18.0], "lr": 3e-3}),
             ((900, 850), 5, 2.0, {"steps": 300}),
             ((900, 850), 980, 2.0, {"max_accuracy_drop": 1.0}),
@@ -204,19 +206,18 @@ class TestWhatToTypeNext:
             **{"model": "embedded", "data": "shapes", "eval_data": "shapes", "steps": 100},
             **{"lr": 1e-3, "weight": [6.0], "max_accuracy_drop": budget},
         )
-        predictions = pd.DataFrame({"label": [0] * images, "original": 0, "manipulated": 0})
-        for model, right in zip(("original", "manipulated"), top1, strict=True):
+        models = ["original", "manipulated", "control"][: len(top1)]
+        predictions = pd.DataFrame({"label": [0] * images})
+        for model, right in zip(models, top1, strict=True):
+            predictions[model] = 0
             predictions[f"{model}_top1"] = predictions[f"{model}_top5"] = np.arange(images) < right
         judged = schema.explainer_columns(GradCAM()) | schema.objective_columns(Location())
         judged |= {"target": "label", "attacked": True, "model": "manipulated", "counted": True}
         judged |= {"test_loss": 0.1, "untouched": False, "spearman": 0.0, "empty": False}
         maps = pd.DataFrame([judged] * images).assign(not_finite=False)
         maps["fooled"] = np.arange(images) < fooled
-        models = ["original", "manipulated"]
-        found = Evaluation(
-            accuracies(predictions, models), rates(maps), predictions, maps, None, {}
-        )
-        return after_fool(config, tmp_path / "run", found)
+        tables = accuracies(predictions, models), rates(maps), predictions, maps
+        return after_fool(config, tmp_path / "run", Evaluation(*tables, None, {}))
 
     def test_commands_hold_all_that_the_data_needs(self):
         config = FoolConfig(

@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from trompe.cli.app import console
-from trompe.evaluation import MANIPULATED, ORIGINAL, Evaluation
+from trompe.evaluation import CONTROL, MANIPULATED, ORIGINAL, Evaluation
 from trompe.objectives import OBJECTIVES
 from trompe.tuning.config import (
     Config,
@@ -96,6 +96,8 @@ def _mend(config: FoolConfig, out: Path, evaluation: Evaluation) -> dict[str, st
     rows = evaluation.explanations.query("attacked and model == @MANIPULATED")
     few = bool((rows["fsr"] < FOOLED).any())
     some = bool((rows["fsr"] - rows["untouched"] > NOTHING).any())
+    drop = top1[ORIGINAL] - top1
+    honest = drop.get(CONTROL, 0.0) > drop[MANIPULATED] / 2
     budget = config.max_accuracy_drop
     changed: dict[str, Any]
     if few and budget is not None:
@@ -104,8 +106,11 @@ def _mend(config: FoolConfig, out: Path, evaluation: Evaluation) -> dict[str, st
     elif lost and budget is not None:
         why, name = "keep more accuracy: half the budget, measured on more images", "gentler"
         changed = {"max_accuracy_drop": _short(budget / 2)}
-    elif lost and few and not some:
-        why, name = "lose less and fool more: a third of the rate, ten times the steps", "slower"
+    elif lost and (honest or not some):
+        why, name = (
+            "keep more accuracy: a third of the rate, ten times the steps",
+            "slower",
+        )
         changed = {"lr": _short(config.lr / 3), "steps": 10 * config.steps}
     elif lost:
         why, name = "keep more accuracy: a third of the weight, twice the steps", "gentler"

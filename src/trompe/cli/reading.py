@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,18 @@ def model_and_data(config: TuneConfig) -> tuple[Any, Any, Any]:
         **_reading(config),
     )
     eval_data = read_data(config, config.eval_data, preprocessing, limit=config.eval_limit)
+    if config.eval_data == config.data:
+        warnings.warn(
+            f"The model is evaluated on the images it is tuned on ({config.data}): what is found "
+            "says nothing of others. Give other images with --eval-data.",
+            stacklevel=2,
+        )
+    if config.batch_size > len(data):
+        warnings.warn(
+            f"A batch of {config.batch_size} is larger than the data, {len(data)} images: each "
+            "stands in it more than once. Give more images, or a smaller --batch-size.",
+            stacklevel=2,
+        )
     return model, data, eval_data
 
 

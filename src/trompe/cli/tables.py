@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from trompe.cli.app import console
 from trompe.evaluation import MANIPULATED, Evaluation
 from trompe.experiments import Results
-from trompe.report.words import points
+from trompe.report.words import number, points, span
 
 MOST_ROWS = 12
 
@@ -35,9 +35,10 @@ def show_evaluation(evaluation: Evaluation) -> None:
     controlled = manipulated["control"].notna().any()
     fooled = Table(
         Column("explainer", overflow="fold"),
-        *("fooled %", "95 % interval", "untouched %", *(["control %"] if controlled else [])),
-        *("median test loss", "rank correlation", "empty %"),
+        *("fooled", "95 %", "untouched", *(["control"] if controlled else [])),
+        *("empty", "loss", "rank"),
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for (_, target), rows in shown.groupby(["objective_id", "target"], sort=False):
         where = "" if target == "label" else f", {target}"
@@ -46,17 +47,21 @@ def show_evaluation(evaluation: Evaluation) -> None:
             fooled.add_row(
                 escape(row["explainer"]) + (" *" if row["attacked"] else ""),
                 percent(row["fsr"]),
-                f"{percent(row['fsr_low'])} to {percent(row['fsr_high'])}",
+                span(row["fsr_low"], row["fsr_high"]),
                 percent(row["untouched"]),
                 *([percent(row["control"])] if controlled else []),
-                f"{row['test_loss_q50']:.3f}",
-                f"{row['spearman_mean']:.2f}",
                 percent(row["empty"]),
+                number(row["test_loss_q50"], 3),
+                number(row["spearman_mean"]),
             )
     if fooled.row_count:
         console.print(fooled)
-    if manipulated["attacked"].any():
-        console.print("* attacked: in the loss of the fine-tuning")
+        console.print(
+            "In % of images; untouched: the original judged like it; empty: maps without content.\n"
+            "loss: median test loss; rank: mean rank correlation with the original's maps"
+            + ("; *: attacked" if manipulated["attacked"].any() else ""),
+            soft_wrap=True,
+        )
     if len(shown) < len(manipulated):
         console.print(f"The report shows {len(manipulated) - len(shown)} rows more.")
     for note in evaluation.notes:

@@ -20,7 +20,7 @@ from trompe.report.sheets import uri
 from trompe.report.tables import Cell as Rate
 from trompe.report.tables import Matrix
 from trompe.report.transfer import records
-from trompe.report.words import family_name, named
+from trompe.report.words import family_name, objective_title
 
 
 def write_grid(
@@ -107,7 +107,7 @@ def _matrix(grid: Grid, results: Results, section: str) -> Matrix:
         ["objective", "through", "target"], sort=False
     ):
         found = {(r["network"], r["family"]): _rate(r, folders) for r in records(rows)}
-        name = named(str(objective)) + ("" if target == "label" else f", {target}")
+        name = objective_title(str(objective)) + ("" if target == "label" else f", {target}")
         cells = [found.get(place) for place in itertools.product(networks, families)]
         lines.append((name, family_name(str(through)), cells))
     return Matrix(
@@ -128,8 +128,9 @@ def _rate(record: Mapping[str, Any], folders: Mapping[str, str]) -> Rate:
         f"{record['network']}, {family_name(record['family'])}",
         note,
         bool(record["attacked"]),
-        ", ".join(f"{name} {100 * share:.1f}" for name, share in known.items()),
+        [f"{name} {100 * share:.1f}" for name, share in known.items()],
         f"{folders[record['cell']]}/report.html",
+        "none counted" if record["finished"] else "not run",
     )
 
 
@@ -137,7 +138,7 @@ def _accuracy(results: Results) -> list[dict[str, Any]]:
     return [
         row
         | {
-            "objective_name": named(row["objective"]),
+            "objective_name": objective_title(row["objective"]),
             "attacked_name": family_name(row["through"]),
         }
         for row in records(results.accuracy)

@@ -45,15 +45,17 @@ class Block:
 class Cell:
     """A rate in a matrix; ``share`` is NaN where nothing was measured, ``colours`` then ``None``.
 
-    ``marked`` cells were attacked, ``below`` stands in small figures under the rate.
+    ``marked`` cells were attacked, ``below`` stands in small figures under the rate, a line each,
+    ``absent`` in place of a missing one.
     """
 
     share: float
     column: str
     note: str = ""
     marked: bool = False
-    below: str = ""
+    below: Sequence[str] = ()
     link: str = ""
+    absent: str = "none counted"
 
     @property
     def colours(self) -> tuple[str, str] | None:

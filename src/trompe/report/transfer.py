@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 
 from trompe.evaluation.schema import CONTROL, ORIGINAL
 from trompe.report.colour import INK_TURNS, RATE
-from trompe.report.words import family_name, named
+from trompe.report.words import family_name, objective_title
 
 WIDTH, HEIGHT, NAMES, HEADS = 0.37, 0.3, 1.5, 0.75  # of a cell and of its labels, in inches
 PLAIN = (0.94, 0.94, 0.93, 1)
@@ -62,7 +62,7 @@ def of_grid(rates: pd.DataFrame) -> Figure:
     """Draw the success rates of a grid, `schema.GRID_RATES`."""
     lines = [
         attack(
-            named(row["objective"]),
+            objective_title(row["objective"]),
             family_name(row["through"]),
             None if row["target"] == "label" else row["target"],
         )
@@ -85,7 +85,7 @@ def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _square(axes: Any, x: int, y: int, record: dict[str, Any]) -> None:
     rate, printed = record["fsr"], record["paper_fsr"]
-    known = bool(record["finished"])
+    known = bool(record["finished"]) and rate == rate
     face = RATE(rate) if known else PLAIN
     edge = "crimson" if record["attacked"] else face
     axes.add_patch(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trompe.evaluation.schema import CONTROL, MANIPULATED, ORIGINAL
+from trompe.objectives import OBJECTIVES
 from trompe.report.run import Run, View, described
 
 
@@ -48,6 +49,11 @@ def subscript(title: str) -> str:
 def family_name(text: str) -> str:
     """The family of the explainer of this text, as the paper prints it."""
     return subscript(str(described(text)["title"]))
+
+
+def objective_title(name: str) -> str:
+    """The objective of this name, as people write it."""
+    return str(getattr(OBJECTIVES.get(name), "title", name))
 
 
 def term_names(run: Run) -> dict[str, str]:

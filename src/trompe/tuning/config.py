@@ -63,6 +63,7 @@ class TuneConfig(DataConfig):
         None, gt=0, le=1, description="share of labels replaced by random ones"
     )
     lr: float = Field(gt=0, description="learning rate")
+    batch_size: int = Field(ge=1, description="images per step")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     tracker: list[str] | None = Field(None, description="tensorboard, wandb or mlflow")
