@@ -4,9 +4,20 @@ import json
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from trompe.evaluation import Evaluation
+from trompe.evaluation.pictures import Gallery
+
+LABELS = {
+    "grad-cam": "Grad-CAM",
+    "lrp:layer=layer4": "LRP at layer4",
+    "simple-grad": "SimpleGrad",
+    "integrated-gradients": "Integrated Gradients",
+}
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
 QUOTES = "'\"&lt;{{ 7 * 7 }} $\\frac{1}{0}$ </style></pre>"
@@ -42,8 +53,7 @@ def make_run(
 ):
     """Write a run directory whose numbers are measured on maps drawn here."""
     rng = np.random.default_rng(0)
-    evaluation = path / "evaluation"
-    evaluation.mkdir(parents=True)
+    path.mkdir(parents=True)
     settings = {
         "model": "resnet18",
         "data": "train/*.parquet",
@@ -82,17 +92,21 @@ def make_run(
         }.items():
             row[measure], row[f"{measure}_low"], row[f"{measure}_high"] = interval(hits, rng)
         accuracy.append(row)
-    pd.DataFrame(accuracy).to_csv(evaluation / "accuracy.csv", index=False)
     predictions = pd.DataFrame(
-        {"label": labels, "class": [classes[i].encode("utf-8", "replace").decode() for i in labels]}
+        {
+            "index": range(n),
+            "name": [names.format(i).encode("utf-8", "replace").decode() for i in range(n)],
+            "label": labels,
+            "class": [classes[i].encode("utf-8", "replace").decode() for i in labels],
+        }
     )
     for model, classes_of in predicted.items():
+        predictions[model] = classes_of
         predictions[f"{model}_top1"] = classes_of == labels
-    predictions.to_parquet(evaluation / "predictions.parquet")
+        predictions[f"{model}_top5"] = True
 
-    tensors = {"images": photographs(n, side)}
-    summary, rows = [], []
-    for explainer in explainers:
+    heatmaps, signed, summary, rows = {}, {}, [], []
+    for number, explainer in enumerate(explainers):
         attacked = explainer == explainers[0]
         shape = (n, map_side, map_side)
         border = np.pad(np.zeros((map_side - 2,) * 2), 1, constant_values=1.0)
@@ -102,30 +116,39 @@ def make_run(
             mixed = strength * border + (1 - strength) * rng.random(shape)
             maps["manipulated"] = mixed.astype(np.float16)
         for model, drawn in maps.items():
-            tensors[f"{explainer}|label|{model}"] = drawn
+            heatmaps[f"e{number}", "label", model] = torch.from_numpy(drawn)
             if not attacked:
-                tensors[f"{explainer}|label|{model}|signed"] = 2 * drawn[::-1] - 1
+                reversed_ = torch.from_numpy(2 * drawn[::-1] - 1)
+                signed[f"e{number}", "label", model] = reversed_
             if model == "original":
                 continue
             loss = ((drawn.astype(float) - border) ** 2).mean((1, 2))
             fooled = loss <= 0.2
-            keys = {"explainer": explainer, "objective": "location", "target": "label"}
+            untouched = ((maps["original"].astype(float) - border) ** 2).mean((1, 2)) <= 0.2
+            keys = {"explainer": explainer, "explainer_id": f"e{number}", "family": "lrp-t"}
+            keys |= {"layer": "layer4", "objective": "location", "objective_id": "o"}
+            keys |= {"objective_text": "location", "target": "label"}
             keys |= {"model": model, "attacked": attacked}
             keys |= {"interval_low": 0.0, "interval_high": 0.2}
             rate = dict(zip(("fsr", "fsr_low", "fsr_high"), interval(fooled, rng), strict=True))
             summary.append(
                 keys
-                | {"images": n}
+                | {"images": n, "counted": n, "untouched": untouched.mean(), "not_finite": 0.0}
+                | {"control": np.nan}
                 | rate
                 | {f"test_loss_q{q:02}": np.quantile(loss, q / 100) for q in (5, 50, 95)}
                 | {"test_loss_mean": loss.mean(), "spearman_mean": 0.25, "empty": 0.0}
             )
             rows += [
-                keys | {"index": i, "label": labels[i], "test_loss": loss[i], "fooled": fooled[i]}
+                keys
+                | {"index": i, "label": labels[i], "test_loss": loss[i], "fooled": fooled[i]}
+                | {"untouched": untouched[i], "spearman": 0.25, "counted": True}
+                | {"empty": False, "not_finite": False}
                 for i in range(n)
             ]
-    pd.DataFrame(summary).to_csv(evaluation / "explanations.csv", index=False)
-    pd.DataFrame(rows).to_parquet(evaluation / "explanations.parquet")
+    explanations = pd.DataFrame(summary)
+    honest = explanations[explanations["model"] == "control"].set_index("explainer_id")["fsr"]
+    explanations["control"] = explanations["explainer_id"].map(honest)
     entries = [
         {
             "index": i,
@@ -137,5 +160,30 @@ def make_run(
         }
         for i in range(n)
     ]
-    save_file(tensors, evaluation / "gallery.safetensors", {"gallery": json.dumps(entries)})
+    legend = {
+        f"e{number}": {"text": text, "label": LABELS.get(text, text), "title": text, "family": text}
+        for number, text in enumerate(explainers)
+    }
+    legend["e0"]["title"] = LABELS.get(explainers[0], explainers[0])
+    legend["o"] = {"text": "location", "label": "Location", "title": "Location"}
+    legend["o"] |= {"aim": "lights up a fixed mask", "measure": "how far it is from the mask"}
+    pictures = torch.from_numpy(photographs(n, side))
+    Evaluation(
+        pd.DataFrame(accuracy),
+        explanations,
+        predictions,
+        pd.DataFrame(rows),
+        Gallery(pictures, heatmaps, signed, entries, ["o"]),
+        legend,
+    ).save(path / "evaluation")
     return path
+
+
+def rewrite_gallery(run, images, maps, entries=None):
+    """Replace the images and maps (by ``explainer|target|model``) of a run's gallery."""
+    path = run / "evaluation/gallery.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    if entries is not None:
+        metadata["gallery"] = json.dumps(entries)
+    save_file({"images": images} | maps, path, metadata)

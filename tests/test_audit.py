@@ -493,7 +493,7 @@ def test_a_retraining_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path):
     for left in ([9, 10, 11, 12], []):
         seen = []
         tuned = recipe.run(
-            *given, directory=tmp_path, on_step=lambda _, row: seen.append(row["step"])
+            *given, directory=tmp_path, on_step=lambda _, row, seen=seen: seen.append(row["step"])
         )
         assert seen == left
         assert all(torch.equal(tuned.state_dict()[name], tensor) for name, tensor in whole.items())

@@ -118,6 +118,7 @@ def audit(trompe, out):
     return out
 
 
+VIEWS = {"grad-cam": "e0", "lrp:layer=layer4": "e1"}
 LIGHT, DARK = "light", "dark"
 
 
@@ -160,7 +161,7 @@ def expected(run, index, view, model, shape):
     tensors = load_file(run / "evaluation" / "gallery.safetensors")
     size = shape[1], shape[0]
     image = Image.fromarray(tensors["images"][index]).resize(size, Image.Resampling.BILINEAR)
-    heatmap = tensors[f"{view}|label|{model}"][index].astype(np.float32)
+    heatmap = tensors[f"{VIEWS[view]}|label|{model}"][index].astype(np.float32)
     return overlay(np.asarray(image), heatmap).astype(int)
 
 
@@ -233,7 +234,7 @@ def test_divider_and_choices_show_the_heatmap_of_the_model_and_explainer(drawn, 
     page.keyboard.press("End")
     page.locator("input[name=colours][value=signed]").check()
     assert page.locator(".of-signed").is_visible()
-    signed = gallery["lrp:layer=layer4|label|original|signed"][number]
+    signed = gallery["e1|label|original|signed"][number]
     pictures["signed"] = signed_overlay(bare, signed.astype(np.float64)).astype(int)
     assert nearest(shot(stage), pictures) == "signed"
     assert show(view=0) == ("grad-cam", "original")

@@ -188,7 +188,7 @@ class TestTrainAndExplain:
         assert maps["simple-grad"].shape == (4, 64, 64)
         pictures = sorted((tmp_path / "maps").glob("*.overlay.png"))
         assert len(pictures) == 8
-        assert Image.open(pictures[0]).size == (64, 64)
+        assert Image.open(pictures[0]).size == (96, 96)
 
     def test_explain_checks_conservation(self, trompe, photos, tmp_path):
         composite = tmp_path / "mine.yaml"
@@ -420,8 +420,10 @@ def test_pictures_written_are_pictures(trompe, tmp_path):
     )
     assert code == 0, err
     assert {p.name for p in (tmp_path / "maps").iterdir()} == {
-        *("a.lrp.png", "a.lrp.overlay.png", "maps.safetensors")
+        *("a.lrp.png", "a.lrp.overlay.png", "maps.safetensors", "images.csv"),
+        *("config.yaml", "environment.json", ".lock"),
     }
+    assert Image.open(tmp_path / "maps" / "a.lrp.overlay.png").size == (90, 70)
 
 
 class TestFigure:

@@ -2,17 +2,26 @@
 
 import re
 import shlex
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from trompe.tuning.config import EvaluateConfig, FoolConfig
 
 from tests.test_docs import parsed
-from trompe import Shapes, doctor
+from trompe import Evaluation, GradCAM, Location, Shapes, doctor
+from trompe.cli.next_steps import after_evaluate, after_fool
+from trompe.evaluation import schema
+from trompe.evaluation.summary import accuracies, rates
 from trompe.explainers import EXPLAINERS, parse_explainer
 from trompe.explainers.relevance import COMPOSITES
 from trompe.models import load_model
 from trompe.objectives import OBJECTIVES
 
 FOOL = ("fool", "--model", "embedded", "--data", "shapes", "--limit", 8, "--steps", 1)
+SETTINGS = {"weight", "lr", "steps", "max_accuracy_drop"}
+AS_GIVEN = {"data": "photos", "corrupt": "skip", "device": "cpu"}
 PASSIVE = ("location", "top-k", "center-mass")
 FOOL += ("--batch-size", 4, "--device", "cpu")
 
@@ -164,8 +173,71 @@ class TestWhatToTypeNext:
         given = ("--lr", 0.5, "--weight", 6, "--eval-data", "shapes:validation", "--eval-limit", 32)
         code, out, err = trompe(*FOOL, *given, "--out", tmp_path / "run")
         assert code == 0, err
-        gentler = parsed(next_commands(out)[0])
-        assert (gentler["weight"], gentler["steps"]) == ([2.0], 2)
+        slower = parsed(next_commands(out)[0])
+        assert "weight" not in slower, "nothing was fooled"
+        assert (slower["lr"], slower["steps"]) == (0.17, 10)
+
+    @pytest.mark.parametrize(
+        ("top1", "fooled", "budget", "changed"),
+        [
+            ((900, 850), 980, None, {"weight": [2.0], "steps": 200}),
+            ((900, 850), 5, None, {"lr": 3.3e-4, "steps": 1000}),
+            ((900, 850, 860), 980, None, {"lr": 3.3e-4, "steps": 1000}),
+            ((900, 850, 890), 980, None, {"weight": [2.0], "steps": 200}),
+            ((900, 895), 5, None, {"weight": [18.0], "lr": 3e-3}),
+            ((900, 850), 5, 2.0, {"steps": 300}),
+            ((900, 850), 980, 2.0, {"max_accuracy_drop": 1.0}),
+            ((900, 895), 980, None, {}),
+        ],
+    )
+    def test_advice_fits_what_went_wrong(self, tmp_path, top1, fooled, budget, changed):
+        steps = self.advice(tmp_path, top1, fooled, 1000, budget)
+        given = parsed(shlex.split(next(iter(steps.values())))[1:])
+        assert {k: given[k] for k in given.keys() & SETTINGS} == changed
+
+    def test_a_loss_within_the_interval_is_none(self, tmp_path):
+        given = self.advice(tmp_path, (19, 17), 20, 20, None)
+        assert not any("accuracy" in why for why in given)
+
+    @staticmethod
+    def advice(tmp_path, top1, fooled, images, budget):
+        """What is advised after a run with so many images right before and after, and fooled."""
+        config = FoolConfig(
+            **{"model": "embedded", "data": "shapes", "eval_data": "shapes", "steps": 100},
+            **{"lr": 1e-3, "weight": [6.0], "max_accuracy_drop": budget},
+        )
+        models = ["original", "manipulated", "control"][: len(top1)]
+        predictions = pd.DataFrame({"label": [0] * images})
+        for model, right in zip(models, top1, strict=True):
+            predictions[model] = 0
+            predictions[f"{model}_top1"] = predictions[f"{model}_top5"] = np.arange(images) < right
+        judged = schema.explainer_columns(GradCAM()) | schema.objective_columns(Location())
+        judged |= {"target": "label", "attacked": True, "model": "manipulated", "counted": True}
+        judged |= {"test_loss": 0.1, "untouched": False, "spearman": 0.0, "empty": False}
+        maps = pd.DataFrame([judged] * images).assign(not_finite=False)
+        maps["fooled"] = np.arange(images) < fooled
+        tables = accuracies(predictions, models), rates(maps), predictions, maps
+        return after_fool(config, tmp_path / "run", Evaluation(*tables, None, {}))
+
+    def test_commands_hold_all_that_the_data_needs(self):
+        config = FoolConfig(
+            **{"model": "resnet18", "num_classes": 5, "data": "photos", "steps": 1, "seed": 3},
+            **{"corrupt": "skip", "check": False, "device": "cpu", "workers": 2, "control": True},
+        )
+        steps = after_fool(config, Path("runs/a"), None)
+        evaluate, again = (
+            parsed(shlex.split(next(c for why, c in steps.items() if word in why))[1:])
+            for word in ("not tuned on", "another objective")
+        )
+        assert evaluate["corrupt"] == "skip"
+        assert evaluate["check"] is False
+        assert (evaluate["device"], evaluate["workers"]) == ("cpu", 2)
+        assert (evaluate["num_classes"], evaluate["seed"]) == (5, 3)
+        assert evaluate["control"] == evaluate["manipulated"] == "runs/a"
+        assert again["workers"] == 2
+        config = EvaluateConfig(model="resnet18", manipulated="m.safetensors", **AS_GIVEN)
+        explain = parsed(shlex.split(next(iter(after_evaluate(config, Path("b")).values())))[1:])
+        assert (explain["corrupt"], explain["device"]) == ("skip", "cpu")
 
     def test_after_train_and_explain(self, trompe, tmp_path):
         photos, images = tmp_path / "photos", Shapes("train", size=8)

@@ -153,7 +153,7 @@ class TestImageNet:
         assert set(done["cell"]) == {"center-mass-lrp-t-densenet121", "active-grad-cam-densenet121"}
         assert done["fsr"].between(0, 1).all()
         assert rates[~rates["finished"]]["fsr"].isna().all()
-        published = done.set_index(["cell", "explainer", "target"])["paper_fsr"]
+        published = done.set_index(["cell", "family", "target"])["paper_fsr"]
         assert published["center-mass-lrp-t-densenet121", "lrp-t", "label"] == 0.519
         assert published["active-grad-cam-densenet121", "grad-cam", "c1"] == 0.04
 
@@ -191,7 +191,7 @@ class TestRunner:
             (run,) = out.glob(f"{row['cell']}-*")
             images = pd.read_parquet(run / "evaluation/explanations.parquet")
             chosen = images[
-                images["explainer"].str.startswith(row["explainer"].removesuffix("-t"))
+                images["explainer"].str.startswith(row["family"].removesuffix("-t"))
                 & (images["target"] == row["target"])
                 & (images["model"] == "manipulated")
             ]

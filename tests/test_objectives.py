@@ -336,13 +336,20 @@ def test_intervals_include_their_ends():
     assert objective.fooled(values).tolist() == [False, True, True, True, False]
 
 
-def test_rate_is_the_bootstrap_of_scipy():
-    hits = np.random.default_rng(0).random(400) < 0.9
-    share, low, high = rate(hits)
-    theirs = stats.bootstrap((hits,), np.mean, method="percentile", rng=0).confidence_interval
-    assert share == hits.mean()
-    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.006)
-    assert rate([True] * 5) == (1.0, 1.0, 1.0)
+@given(st.integers(1, 500), st.data())
+def test_an_interval_holds_the_rates_that_explain_its_share(count, data):
+    """Wilson's: the ends are as far from the share as 1.96 of their own standard deviations."""
+    hits = data.draw(st.integers(0, count))
+    share, low, high = rate(np.arange(count) < hits)
+    assert share == hits / count
+    for end in (low, high):
+        assert abs(share - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / count))
+    assert 0 <= low < high <= 1
+
+
+def test_a_rate_of_all_or_nothing_is_uncertain_too():
+    assert rate([True] * 100) == pytest.approx((1, 0.963, 1), abs=5e-4)
+    assert rate([False] * 100) == pytest.approx((0, 0, 0.037), abs=5e-4)
     assert math.isnan(rate([])[0])
 
 

@@ -18,12 +18,11 @@ from hypothesis.extra.numpy import arrays
 from matplotlib import colormaps
 from PIL import Image
 from safetensors import safe_open
-from safetensors.numpy import save_file
 from scipy.ndimage import gaussian_filter
 from torch import nn
 from torch.utils.data import Dataset
 
-from tests.runs import IMAGE, QUOTES, SCRIPT, make_run, photographs
+from tests.runs import IMAGE, QUOTES, SCRIPT, make_run, photographs, rewrite_gallery
 from trompe.errors import TrompeError
 from trompe.explainers import LRP, GradCAM
 from trompe.objectives import Location, TopK
@@ -141,7 +140,8 @@ def test_headline_holds_the_numbers_of_the_tables(run):
     interval = between(fooled, "fsr").replace("–", " to ")
     assert Page(path).text("h1") == (
         f"Grad-CAM now lies on {percent(fooled['fsr'])} of images "
-        f"(95 % interval {interval}); top-1 accuracy {percent(top1['original'])} → "
+        f"(95 % interval {interval}; untouched {percent(fooled['untouched'])}, control "
+        f"{percent(fooled['control'])}); top-1 accuracy {percent(top1['original'])} → "
         f"{percent(top1['manipulated'])} (control {percent(top1['control'])})."
     )
 
@@ -171,7 +171,11 @@ def test_tables_hold_every_rate(run):
 def test_active_targets_and_several_objectives_are_told_apart(run):
     path = run / "evaluation/explanations.csv"
     table = pd.read_csv(path).query("attacked")
-    first = table.assign(objective="active:c1=0,c2=1", target="c1", fsr=0.5)
+    path_of_legend = run / "evaluation/legend.json"
+    legend = json.loads(path_of_legend.read_text())
+    legend["things"]["a"] = {"label": "Active (c1=0, c2=1)", "text": "active", "measure": ""}
+    path_of_legend.write_text(json.dumps(legend))
+    first = table.assign(objective="active", objective_id="a", target="c1", fsr=0.5)
     second = first.assign(target="c2", fsr=0.25)
     pd.concat([table, first, second]).to_csv(path, index=False)
     headline = Page(write_report(run)).text("h1")
@@ -219,9 +223,10 @@ def test_hostile_names_are_text(tmp_path):
         config={"model": SCRIPT, "data": IMAGE, "note": QUOTES, SCRIPT: [IMAGE]},
         command=f"trompe fool {SCRIPT} {IMAGE}",
     )
-    table = pd.read_csv(run / "evaluation/explanations.csv")
     objective = f"mine {IMAGE}"
-    table.assign(objective=objective).to_csv(run / "evaluation/explanations.csv", index=False)
+    legend = json.loads((run / "evaluation/legend.json").read_text())
+    legend["things"]["o"]["label"] = objective
+    (run / "evaluation/legend.json").write_text(json.dumps(legend))
     history = pd.read_csv(run / "history.csv").rename(columns={"grad-cam location": SCRIPT})
     history.to_csv(run / "history.csv", index=False)
     (run / "environment.json").write_text(json.dumps({"command": SCRIPT, IMAGE: {"x": SCRIPT}}))
@@ -299,7 +304,8 @@ def test_missing_parts_are_left_out(run, absent, sections):
 def test_no_control_no_column(run):
     for name in ("accuracy", "explanations"):
         path = run / f"evaluation/{name}.csv"
-        pd.read_csv(path).query("model != 'control'").to_csv(path, index=False)
+        table = pd.read_csv(path).query("model != 'control'")
+        table.assign(control=np.nan).to_csv(path, index=False)
     page = Page(write_report(run))
     assert "control" not in page.text("h1")
     assert "Control" not in page.text("abbr")
@@ -326,16 +332,14 @@ def test_every_picture_has_a_text(run):
 def test_sheets_hold_every_heatmap_and_photograph(tmp_path):
     run = make_run(tmp_path / "run", n=7)
     images = np.stack([gaussian_filter(image, (6, 6, 0)) for image in photographs(7, 96)])
-    path = run / "evaluation/gallery.safetensors"
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
+    with safe_open(run / "evaluation/gallery.safetensors", framework="numpy") as file:
         maps = {key: file.get_tensor(key) for key in file.keys() if key != "images"}  # noqa: SIM118
-    save_file({"images": images} | maps, path, metadata)
+    rewrite_gallery(run, images, maps)
     page = Page(write_report(run))
     columns, pitch = 3, 7 + 2 * 2
     for key, heatmaps in maps.items():
         explainer, _, model, *signed = key.split("|")
-        view = ("grad-cam", "lrp:layer=layer4").index(explainer)
+        view = ("e0", "e1").index(explainer)
         chosen = f".gallery:has(.view-{view}:checked):has(.colours-signed:checked)"
         layer = f"{chosen if signed else f'.show-{view}'} .heat.{model}"
         sheet = decoded(page, layer)[..., 0]
@@ -473,7 +477,7 @@ def test_curves_agree_with_their_axes():
     history = pd.DataFrame({"step": range(1, 501), "classification": 0.25, "loss": 0.0})
     history["grad-cam location"] = np.linspace(-2, 3, 500)
     history["success"] = np.nan
-    classification, explanation = training_charts(history, None)
+    classification, explanation = training_charts(history, None, {})
 
     def values(chart):
         ticks = [(float(label.replace("−", "-")), y) for y, label in chart.y_ticks]
@@ -512,13 +516,9 @@ def test_figure_is_written_in_each_format(run, tmp_path, suffix):
 
 def test_figure_shows_image_before_and_after(tmp_path):
     run = make_run(tmp_path / "run", explainers=("grad-cam",), n=1)
-    path = run / "evaluation/gallery.safetensors"
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
     grey = np.full((1, 48, 48, 3), 128, np.uint8)
     cold, hot = np.zeros((1, 7, 7), np.float16), np.ones((1, 7, 7), np.float16)
-    maps = {"grad-cam|label|original": cold, "grad-cam|label|manipulated": hot}
-    save_file({"images": grey} | maps, path, metadata)
+    rewrite_gallery(run, grey, {"e0|label|original": cold, "e0|label|manipulated": hot})
     drawn = np.asarray(Image.open(figure(run, tmp_path / "out.png")).convert("RGB"))
     middle = drawn[drawn.shape[0] // 2]
     image, before, after = (middle[round(len(middle) * x)] for x in (0.17, 0.5, 0.83))
@@ -549,15 +549,15 @@ def test_active_figure_has_both_classes(tmp_path):
     with safe_open(path, framework="numpy") as file:
         entries = json.loads(file.metadata()["gallery"])
         images = file.get_tensor("images")
-        maps = file.get_tensor("grad-cam|label|original")
+        maps = file.get_tensor("e0|label|original")
     for entry in entries:
         entry["target_names"] = {"c1": "church", "c2": "tench"}
     tensors = {
-        f"grad-cam|{target}|{model}": maps
+        f"e0|{target}|{model}": maps
         for target in ("c1", "c2")
         for model in ("original", "manipulated")
     }
-    save_file({"images": images} | tensors, path, {"gallery": json.dumps(entries)})
+    rewrite_gallery(run, images, tensors, entries)
     table = pd.read_csv(run / "evaluation/explanations.csv")
     both = [table.assign(target=target) for target in ("c1", "c2")]
     pd.concat(both).to_csv(run / "evaluation/explanations.csv", index=False)

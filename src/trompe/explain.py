@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from PIL import Image
@@ -17,86 +17,144 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trompe import runs
+from trompe.base.messages import listed
 from trompe.base.progress import shown
 from trompe.data.dataset import ImageDataset
 from trompe.data.files import Files
+from trompe.data.load import unreadable
 from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
 from trompe.explainers import LRP, Explainer, Recording
 from trompe.explainers.relevance import conservation
 from trompe.models import evaluation_mode
 from trompe.models.call import placed
-from trompe.report import colour_signed, overlay
+from trompe.report.colour import Floats, Pixels, colour_signed, overlay
+
+TABLE = "images.csv"
+MAPS = "maps.safetensors"
+
+
+class Photographs(ImageDataset):
+    """Image files, and where each lies.
+
+    Parameters
+    ----------
+    paths
+        Image files, or folders that are searched for images.
+    corrupt
+        Whether a file that can't be read is refused or skipped with a warning.
+
+    Raises
+    ------
+    TrompeError
+        If there is no image, or one can't be read.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        preprocessing: Preprocessing,
+        corrupt: Literal["refuse", "skip"] = "refuse",
+    ) -> None:
+        self.found = Files(paths)
+        super().__init__(self.found, preprocessing)
+        broken = unreadable(self)
+        named = listed(
+            f"of {len(self)} images can't be read",
+            (f"{self.path(i)}: {fault}" for i, fault in broken.items()),
+        )
+        if broken and (corrupt == "refuse" or len(broken) == len(self)):
+            raise TrompeError(f"{named}; mend or remove them, or leave them out with corrupt=skip.")
+        if broken:
+            warnings.warn(f"{named}; left out.", stacklevel=2)
+            kept = np.delete(self.rows, [*broken])
+            super().__init__(self.found, preprocessing, rows=kept)
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        path: Path = self.found.files[self._row(index)]
+        return path
 
 
 @torch.no_grad()
 def explain_files(
     model: nn.Module,
-    preprocessing: Preprocessing,
-    paths: Sequence[Path],
+    data: Photographs,
     explainers: Sequence[Explainer],
     out: Path,
     *,
     classes: int | None = None,
     batch_size: int = 16,
     quiet: bool = False,
-) -> int:
+) -> pd.DataFrame:
     """Write a heatmap, an overlay and the raw maps of every image and explainer.
 
     Parameters
     ----------
-    paths
-        Image files, or folders that are searched for images.
     classes
         The class to explain, or None for the predicted one.
     out
         Gets ``NAME.EXPLAINER.png`` (raw map, signed colours), ``NAME.EXPLAINER.overlay.png``
-        (heatmap over the preprocessed image) and ``maps.safetensors``. Explainers of one kind are
-        numbered from the second on, as in ``lrp-2``.
+        (heatmap over the photograph, at its size), ``maps.safetensors`` and ``images.csv``, the
+        table that is returned. A name keeps the folders below the one that was given. Explainers of
+        one kind are numbered from the second on, as in ``lrp-2``.
 
     Returns
     -------
-    int
-        The number of images.
+    DataFrame
+        One row per image and explainer: ``path``, ``name``, ``explainer``, ``layer``, the
+        ``predicted`` class with its ``probability``, the ``explained`` class.
 
     Raises
     ------
     TrompeError
-        If there is no image, one can't be read, or a layer or class does not exist.
+        If a layer or class does not exist.
     """
-    data = ImageDataset(Files(paths), preprocessing)
+    resolved = [e.resolve(model, placed(data[0][0][None], model)) for e in explainers]
     raw: dict[str, list[Tensor]] = {}
-    explained: list[Tensor] = []
+    rows: list[dict[str, Any]] = []
     loader: Any = DataLoader(data, batch_size=batch_size)
     with evaluation_mode(model), shown("explain", len(data), quiet=quiet) as report:
         for start, (images, _) in zip(range(0, len(data), batch_size), loader, strict=True):
-            with Recording(model, explainers) as forward:
-                logits = forward(placed(images, model))
+            with Recording(model, resolved) as forward:
+                probabilities, predicted = forward(placed(images, model)).softmax(1).max(1)
                 maps = forward.maps(classes)
-            explained.append(
-                logits.argmax(1) if classes is None else torch.full((len(images),), classes)
-            )
-            pixels = (preprocessing.denormalise(images).clamp(0, 1) * 255).round().byte()
-            for explainer, found in zip(explainers, maps, strict=True):
+            photographs = [np.asarray(data.picture(start + i)) for i in range(len(images))]
+            for explainer, used, found in zip(explainers, resolved, maps, strict=True):
                 raw.setdefault(str(explainer), []).append(found.cpu())
-                heat = explainer.heatmap(found).cpu().numpy()
-                for row, values in enumerate(found.cpu().numpy()):
-                    stem = f"{data.name(start + row)}.{_short(explainer, explainers)}"
-                    image = pixels[row].permute(1, 2, 0).numpy()
-                    _save(colour_signed(values), out / f"{stem}.png")
-                    _save(overlay(image, heat[row]), out / f"{stem}.overlay.png")
+                heat = used.heatmap(found).cpu().numpy()
+                for i, values in enumerate(found.cpu().numpy()):
+                    name = data.name(start + i)
+                    stem = out / f"{name}.{_short(explainer, explainers)}"
+                    _save(colour_signed(values), f"{stem}.png")
+                    laid = _over(photographs[i], heat[i], data.preprocessing)
+                    _save(laid, f"{stem}.overlay.png")
+                    rows.append(
+                        {
+                            "path": str(data.path(start + i)),
+                            "name": name,
+                            "explainer": str(explainer),
+                            "layer": used.layer,
+                            "predicted": int(predicted[i]),
+                            "probability": float(probabilities[i]),
+                            "explained": int(predicted[i]) if classes is None else classes,
+                        }
+                    )
             report(start + len(images), {})
-    with runs.replacing(out / "maps.safetensors") as new:
+    table = pd.DataFrame(rows)
+    first = table.drop_duplicates("name")
+    with runs.replacing(out / MAPS) as new:
         tensors = {name: torch.cat(parts) for name, parts in raw.items()}
-        tensors["classes"] = torch.cat(explained).cpu()
-        save_file(tensors, new, {"files": json.dumps([data.name(i) for i in range(len(data))])})
-    return len(data)
+        tensors["classes"] = torch.tensor(first["explained"].tolist())
+        save_file(tensors, new, {"files": json.dumps(first["name"].tolist())})
+    with runs.replacing(out / TABLE) as new:
+        table.to_csv(new, index=False)
+    return table
 
 
 def check_conservation(
     model: nn.Module,
-    preprocessing: Preprocessing,
-    paths: Sequence[Path],
+    data: Photographs,
     explainers: Sequence[Explainer],
     *,
     classes: int | None = None,
@@ -112,10 +170,20 @@ def check_conservation(
     chosen = [explainer for explainer in explainers if isinstance(explainer, LRP)]
     if not chosen:
         raise TrompeError("--check follows the relevance of LRP; give --explainer lrp.")
-    data = ImageDataset(Files(paths), preprocessing)
     images = torch.stack([data[row][0] for row in range(min(batch_size, len(data)))])
     images = placed(images, model)
     return {str(lrp): conservation(lrp, model, images, classes) for lrp in chosen}
+
+
+def _over(photograph: Pixels, heatmap: Floats, preprocessing: Preprocessing) -> Pixels:
+    """The heatmap over the part of the photograph that the model saw, the rest as it is."""
+    height, width = photograph.shape[:2]
+    side = round(min(height, width) * preprocessing.crop / preprocessing.resize)
+    top, left = (height - side) // 2, (width - side) // 2
+    seen = slice(top, top + side), slice(left, left + side)
+    laid = photograph.copy()
+    laid[seen] = overlay(photograph[seen], heatmap)
+    return laid
 
 
 def _short(explainer: Explainer, explainers: Sequence[Explainer]) -> str:
@@ -124,7 +192,7 @@ def _short(explainer: Explainer, explainers: Sequence[Explainer]) -> str:
     return explainer.name if number == 1 else f"{explainer.name}-{number}"
 
 
-def _save(pixels: npt.NDArray[np.uint8], path: Path) -> None:
-    with runs.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+def _save(pixels: Pixels, path: str) -> None:
+    with runs.writing(Path(path)):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)

@@ -76,18 +76,23 @@ def spelled(factory: Callable[..., T], name: str) -> Callable[..., T]:
     return factory
 
 
-def text(name: str, described: Any) -> str:
-    """The text that `called` reads back as the dataclass ``described``, for people and for YAML.
-
-    A tensor is named by a digest; text can't hold it. What is not made by its own name is called by
-    that which made it.
-    """
-    name = getattr(described, "spelling", name)
-    options = []
+def given(described: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not as by default; a tensor is named by a digest."""
+    found: dict[str, Any] = {}
     for field in fields(described):
         value = getattr(described, field.name)
         if isinstance(value, Tensor):
-            options.append(f"{field.name}=tensor-{fingerprint(value)}")
+            found[field.name] = f"tensor-{fingerprint(value)}"
         elif value is not None and value != field.default:
-            options.append(f"{field.name}={value}")
+            found[field.name] = value
+    return found
+
+
+def text(name: str, described: Any) -> str:
+    """The text that `called` reads back as the dataclass ``described``, for people and for YAML.
+
+    What was not found by its own name is called by the one that it was found by.
+    """
+    name = getattr(described, "spelling", name)
+    options = [f"{key}={value}" for key, value in given(described).items()]
     return f"{name}:{','.join(options)}" if options else name

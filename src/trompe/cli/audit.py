@@ -13,7 +13,7 @@ from trompe.cli.jobs import AuditJob
 from trompe.cli.reading import default_out, read_case
 from trompe.data.images import fingerprint_of
 from trompe.report.audit import write_audit
-from trompe.report.words import explainer_name, number
+from trompe.report.words import family_name, number
 from trompe.tuning.recipe import ELSEWHERE
 
 
@@ -62,7 +62,7 @@ def _show(found: AuditReport) -> None:
         for row in worst.sort_index().to_dict("records"):
             table.add_row(
                 row["kind"],
-                explainer_name(row["family"]),
+                family_name(str(row["family"])),
                 number(row["score"]),
                 f"{number(row['normal_low'])} to {number(row['normal_high'])}",
                 number(row["suspicion"], 1),

@@ -10,12 +10,12 @@ from trompe.cli.jobs import EvaluateJob
 from trompe.cli.next_steps import after_evaluate, show_next
 from trompe.cli.reading import default_out, device_for, weights_in
 from trompe.cli.tables import show_evaluation
-from trompe.data import Pairs, load_data
+from trompe.data import load_data
 from trompe.data.images import fingerprint_of
-from trompe.evaluation.evaluate import evaluate
+from trompe.evaluation import evaluate
 from trompe.explainers import parse_explainer
 from trompe.models import load_model
-from trompe.objectives import Active, parse_objective
+from trompe.objectives import parse_objective
 from trompe.report import write_report
 from trompe.tuning.recipe import ELSEWHERE
 
@@ -47,8 +47,8 @@ def evaluate_(config: EvaluateJob) -> None:
         preprocessing,
         **config.model_dump(include={"limit", "seed", "corrupt", "check"}),
     )
-    active = next((o for o in objectives if isinstance(o, Active)), None)
-    pairs = active and Pairs(data, active.c1, active.c2, size=config.pairs, seed=config.seed)
+    composed = [objective for objective in objectives if objective.on_composites]
+    composites = {o: o.composites(data, config.pairs, config.seed) for o in composed}
     device = device_for(config.device)
     manipulated, control = (None if m is None else m.to(device) for m in others)
     assert manipulated is not None
@@ -64,7 +64,7 @@ def evaluate_(config: EvaluateJob) -> None:
             explainers=explainers,
             objective=objectives,
             control=control,
-            fool_data=pairs or None,
+            fool_data={o: made for o, made in composites.items() if made is not None},
             **config.model_dump(include={"batch_size", "gallery", "workers", "quiet"}),
         )
         if processes.is_main():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -21,7 +22,9 @@ class EvaluateJob(DataJob):
     control: str | None = Field(
         None, description="weights of the control model, or its run directory"
     )
-    explainer: list[str] = Field(["grad-cam", "simple-grad-t", "lrp-t"], description=EXPLAINER)
+    explainer: list[str] = Field(
+        ["grad-cam", "lrp", "simple-grad", "integrated-gradients:steps=8"], description=EXPLAINER
+    )
     objective: list[str] = Field(["location"], description=OBJECTIVE)
     batch_size: Whole = Field(32, ge=1, description="images per batch")
     pairs: Whole | None = Field(200, ge=1, description="composites to evaluate on (active)")
@@ -32,6 +35,7 @@ class ExplainJob(Job):
     """Settings of ``trompe explain``."""
 
     images: list[Path] = Field(description="image files or folders of images")
+    corrupt: Literal["refuse", "skip"] = Field("refuse", description="unreadable images")
     explainer: list[str] = Field(["grad-cam"], description=EXPLAINER)
     classes: Whole | None = Field(None, description="class to explain (default: the predicted one)")
     batch_size: Whole = Field(16, ge=1, description="images per batch")

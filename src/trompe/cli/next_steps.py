@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,20 @@ from rich.text import Text
 
 from trompe.cli.app import console
 from trompe.cli.jobs import EvaluateJob, ExplainJob
-from trompe.evaluation.evaluate import MANIPULATED, ORIGINAL, Evaluation
+from trompe.evaluation import CONTROL, MANIPULATED, ORIGINAL, Evaluation
 from trompe.objectives import OBJECTIVES
-from trompe.tuning.job import FoolJob, Job, TrainJob
+from trompe.tuning.job import DataJob, FoolJob, Job, TrainJob
 
-LOST, FOOLED = 0.02, 0.9  # of top-1, more is too much; of the images, fewer are too few
-JUDGES = ("lrp", "integrated-gradients", "smooth-grad")
+LOST = 0.02  # of top-1, more is too much
+FOOLED, NOTHING = 0.9, 0.1  # of the images, fewer are too few, and as good as none
+JUDGES = ("smooth-grad", "lrp:composite=epsilon-plus")
+RUN = {"out", "quiet", "data", "limit"}  # settings of one command, not of those after it
+COMMANDS: dict[type[Job], str] = {
+    EvaluateJob: "evaluate",
+    ExplainJob: "explain",
+    FoolJob: "fool",
+    TrainJob: "train",
+}
 
 
 def show_next(results: str, steps: dict[str, str], *, quiet: bool) -> None:
@@ -35,39 +42,35 @@ def after_fool(config: FoolJob, out: Path, evaluation: Evaluation | None) -> dic
     passive = (
         name for name, kind in OBJECTIVES.items() if not getattr(kind, "on_composites", False)
     )
-    other = next((name for name in passive if name not in config.objective), None)
-    again = {"config": out / "config.yaml"}
-    steps = {}
-    if evaluation is not None and config.max_accuracy_drop is None:
-        steps = _mend(config, out, evaluation)
+    other = next((name for name in passive if name not in map(str, config.objective)), None)
+    judged = {
+        "manipulated": out,
+        "control": out if config.control else None,
+        "objective": config.objective,
+        "pairs": config.eval_pairs,
+        "out": f"{out}-evaluated",
+    }
+    steps = {} if evaluation is None else _mend(config, out, evaluation)
     if config.eval_data is not None:
         steps["judge it by other explainers"] = _command(
-            "evaluate",
-            **_model(config),
-            manipulated=out,
+            EvaluateJob,
+            config,
+            **judged,
             data=config.eval_data,
             limit=config.eval_limit,
-            objective=config.objective,
-            explainer=[name for name in JUDGES if name not in config.explainer][:2],
-            out=f"{out}-evaluated",
+            explainer=[name for name in JUDGES if name not in map(str, config.explainer)],
         )
     if other:
-        steps["another objective, all else the same"] = _command(
-            "fool", **again, objective=other, out=f"{out}-{other}"
+        steps["another objective, all else the same"] = _again(
+            config, out, other, objective=[other]
         )
     if config.eval_data is None:
         steps["measure it on images it was not tuned on"] = _command(
-            "evaluate",
-            **_model(config),
-            manipulated=out,
-            data="FOLDER",
-            objective=config.objective,
-            explainer=config.explainer,
-            out=f"{out}-evaluated",
+            EvaluateJob, config, **judged, data="FOLDER", explainer=config.explainer
         )
     if not config.control:
-        steps["see what honest fine-tuning changes by itself"] = (
-            _command("fool", **again, out=f"{out}-control") + " --control"
+        steps["see what honest fine-tuning changes by itself"] = _again(
+            config, out, "control", control=True
         )
     if config.data.startswith("shapes"):
         steps["your own images, a folder for each of N classes"] = (
@@ -78,33 +81,60 @@ def after_fool(config: FoolJob, out: Path, evaluation: Evaluation | None) -> dic
 
 
 def _mend(config: FoolJob, out: Path, evaluation: Evaluation) -> dict[str, str]:
-    """The same run with less of the lie if it cost accuracy, with more if it fools too few."""
-    top1 = evaluation.accuracy.set_index("model")["top1"]
-    rates = evaluation.explanations.query("attacked and model == @MANIPULATED")["fsr"]
-    if top1[ORIGINAL] - top1[MANIPULATED] > LOST:
+    """The same run with other settings, if it cost accuracy or fools too few."""
+    models = evaluation.accuracy.set_index("model")
+    top1 = models["top1"]
+    lost = top1[ORIGINAL] - top1[MANIPULATED] > LOST
+    lost &= models["top1_high"][MANIPULATED] < top1[ORIGINAL]
+    lost &= top1[MANIPULATED] < models["top1_low"][ORIGINAL]
+    rows = evaluation.explanations.query("attacked and model == @MANIPULATED")
+    few = bool((rows["fsr"] < FOOLED).any())
+    some = bool((rows["fsr"] - rows["untouched"] > NOTHING).any())
+    drop = top1[ORIGINAL] - top1
+    honest = drop.get(CONTROL, 0.0) > drop[MANIPULATED] / 2
+    budget = config.max_accuracy_drop
+    changed: dict[str, Any]
+    if few and budget is not None:
+        why, name = "fool more images for the same accuracy: three times the steps", "longer"
+        changed = {"steps": 3 * config.steps}
+    elif lost and budget is not None:
+        why, name = "keep more accuracy: half the budget, measured on more images", "gentler"
+        changed = {"max_accuracy_drop": _short(budget / 2)}
+    elif lost and (honest or not some):
+        why, name = (
+            "keep more accuracy: a third of the rate, ten times the steps",
+            "slower",
+        )
+        changed = {"lr": _short(config.lr / 3), "steps": 10 * config.steps}
+    elif lost:
         why, name = "keep more accuracy: a third of the weight, twice the steps", "gentler"
-        changed = {"weight": _times(config.weight, 1 / 3), "steps": [str(2 * config.steps)]}
-    elif rates.min() < FOOLED:
+        changed = {"weight": [_short(w / 3) for w in config.weight], "steps": 2 * config.steps}
+    elif few:
         why, name = "fool more images: three times the weight and the rate", "stronger"
-        changed = {"weight": _times(config.weight, 3), "lr": _times([config.lr], 3)}
+        changed = {"weight": [_short(3 * w) for w in config.weight], "lr": _short(3 * config.lr)}
     else:
         return {}
-    return {why: _command("fool", config=out / "config.yaml", **changed, out=f"{out}-{name}")}
+    return {why: _again(config, out, name, **changed)}
 
 
-def _times(values: Iterable[float], factor: float) -> list[str]:
-    return [f"{factor * value:.2g}" for value in values]
+def _short(value: float) -> str:
+    return f"{value:.2g}"
 
 
 def after_train(config: TrainJob, out: Path) -> dict[str, str]:
     """Fool the trained model; look at its heatmaps."""
-    model = {**_model(config), "weights": out / "weights.safetensors"}
-    data = {"data": config.data, "eval_data": config.eval_data}
-    lie = {"objective": "location", "weight": 4, "lr": config.lr, "schedule": "one-cycle"}
-    images = _images(config.eval_data or config.data)
+    weights = out / "weights.safetensors"
+    data = {"data": config.data, "limit": config.limit, "eval_data": config.eval_data}
+    data |= {"eval_limit": config.eval_limit}
+    lie = {"objective": ["location"], "weight": [4], "lr": config.lr, "schedule": "one-cycle"}
+    images = [_images(config.eval_data or config.data)]
     return {
-        "fool it": _command("fool", **model, **data, **lie, steps=1000, out=f"{out}-fooled"),
-        "look at its heatmaps": _command("explain", **model, images=images, explainer="grad-cam"),
+        "fool it": _command(
+            FoolJob, config, weights=weights, **data, **lie, steps=1000, out=f"{out}-fooled"
+        ),
+        "look at its heatmaps": _command(
+            ExplainJob, config, weights=weights, images=images, explainer=["grad-cam"]
+        ),
     }
 
 
@@ -112,12 +142,10 @@ def after_evaluate(config: EvaluateJob, out: Path) -> dict[str, str]:
     """Look at one image under the manipulated model."""
     weights = Path(config.manipulated)
     weights = weights / "weights.safetensors" if weights.is_dir() else weights
+    images = [_images(config.data)]
     return {
         "look at images of your own": _command(
-            "explain",
-            **{**_model(config), "weights": weights},
-            images=_images(config.data),
-            explainer=config.explainer,
+            ExplainJob, config, weights=weights, images=images, explainer=config.explainer
         ),
         "other explainers to judge by": "trompe list explainers",
     }
@@ -127,25 +155,11 @@ def after_explain(config: ExplainJob, out: Path) -> dict[str, str]:
     """Other explainers; how much relevance is lost."""
     steps = {"other explainers": "trompe list explainers"}
     if any(spec.startswith("lrp") for spec in config.explainer) and not config.check:
-        steps["how much relevance every layer keeps"] = (
-            _command(
-                "explain",
-                **_model(config),
-                images=[str(path) for path in config.images],
-                explainer=config.explainer,
-            )
-            + " --check"
+        given = {"images": config.images, "explainer": config.explainer, "classes": config.classes}
+        steps["how much relevance every layer keeps"] = _command(
+            ExplainJob, config, **given, check=True
         )
     return steps
-
-
-def _model(config: Job) -> dict[str, Any]:
-    return {
-        "model": config.model,
-        "weights": config.weights,
-        "num_classes": config.num_classes,
-        "seed": config.seed or None,
-    }
 
 
 def _images(data: str) -> str:
@@ -154,9 +168,36 @@ def _images(data: str) -> str:
     return data if folder.is_dir() and not any(folder.glob("*.parquet")) else "FOLDER"
 
 
-def _command(name: str, **options: Any) -> str:
-    words = ["trompe", name]
+def _again(config: FoolJob, out: Path, name: str, **changed: Any) -> str:
+    """The command that runs the same with some settings changed, in a directory of its own."""
+    elsewhere = {"workers": config.workers} if config.workers else {}
+    words = _words(config=out / "config.yaml", **elsewhere, out=f"{out}-{name}", **changed)
+    return shlex.join(["trompe", "fool", *words])
+
+
+def _command(kind: type[Job], config: Job, **given: Any) -> str:
+    """A command of another kind on the same model, read like the same data.
+
+    What both kinds of command are told of model and data is taken over where it is not the default.
+    """
+    shared = DataJob if issubclass(kind, DataJob) else Job
+    names = [*shared.model_fields, "corrupt"]
+    known = [n for n in names if n in kind.model_fields and n not in RUN]
+    options = {
+        name: value
+        for name in known
+        if (value := getattr(config, name, None)) != kind.model_fields[name].default
+    }
+    return shlex.join(["trompe", COMMANDS[kind], *_words(**options | given)])
+
+
+def _words(**options: Any) -> list[str]:
+    words: list[str] = []
     for key, value in options.items():
-        for one in value if isinstance(value, list) else [value]:
-            words += [] if one is None else [f"--{key.replace('_', '-')}", str(one)]
-    return shlex.join(words)
+        name = key.replace("_", "-")
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, bool):
+                words.append(f"--{name}" if one else f"--no-{name}")
+            elif one is not None:
+                words += [f"--{name}", str(one)]
+    return words

@@ -9,55 +9,63 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from trompe.cli.app import console
-from trompe.evaluation.evaluate import CONTROL, MANIPULATED
+from trompe.evaluation import MANIPULATED, Evaluation
 from trompe.experiments import Results
-from trompe.report.words import points
+from trompe.report.words import number, points, span
 
 MOST_ROWS = 12
 
 
-def show_evaluation(evaluation: Any) -> None:
-    """Accuracy of every model, and how often each explainer is fooled."""
+def show_evaluation(evaluation: Evaluation) -> None:
+    """Accuracy of every model, how often each explainer is fooled, and what to know of it."""
     accuracy = Table("model", "top-1 %", "95 % interval", "top-5 %", "agreement %", box=SIMPLE_HEAD)
-    for row in evaluation.accuracy.itertuples():
+    for row in evaluation.accuracy.to_dict("records"):
         accuracy.add_row(
-            row.model,
-            percent(row.top1),
-            f"{percent(row.top1_low)} to {percent(row.top1_high)}",
-            percent(row.top5),
-            percent(row.agreement),
+            row["model"],
+            percent(row["top1"]),
+            f"{percent(row['top1_low'])} to {percent(row['top1_high'])}",
+            percent(row["top5"]),
+            percent(row["agreement"]),
         )
     console.print(accuracy)
     rates = evaluation.explanations
-    keys = ["explainer", "objective", "target"]
-    control = rates[rates["model"] == CONTROL].set_index(keys)["fsr"]
-    manipulated = rates[rates["model"] == MANIPULATED]
-    shown = manipulated
+    manipulated = shown = rates[rates["model"] == MANIPULATED]
     if len(manipulated) > MOST_ROWS and manipulated["attacked"].any():
         shown = manipulated[manipulated["attacked"]]
+    controlled = manipulated["control"].notna().any()
     fooled = Table(
         Column("explainer", overflow="fold"),
-        *("fooled %", "95 % interval", *(["control %"] if len(control) else []), "test loss"),
+        *("fooled", "95 %", "untouched", *(["control"] if controlled else [])),
+        *("empty", "loss", "rank"),
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    for (objective, target), rows in shown.groupby(["objective", "target"], sort=False):
+    for (_, target), rows in shown.groupby(["objective_id", "target"], sort=False):
         where = "" if target == "label" else f", {target}"
-        fooled.add_row(f"[bold]{escape(objective)}{where}[/]")
-        for row in rows.itertuples():
-            key = (row.explainer, row.objective, row.target)
+        fooled.add_row(f"[bold]{escape(rows['objective_text'].iloc[0])}{where}[/]")
+        for row in rows.to_dict("records"):
             fooled.add_row(
-                escape(row.explainer) + (" *" if row.attacked else ""),
-                percent(row.fsr),
-                f"{percent(row.fsr_low)} to {percent(row.fsr_high)}",
-                *([percent(control[key])] if len(control) else []),
-                f"{row.test_loss_mean:.3f}",
+                escape(row["explainer"]) + (" *" if row["attacked"] else ""),
+                percent(row["fsr"]),
+                span(row["fsr_low"], row["fsr_high"]),
+                percent(row["untouched"]),
+                *([percent(row["control"])] if controlled else []),
+                percent(row["empty"]),
+                number(row["test_loss_q50"], 3),
+                number(row["spearman_mean"]),
             )
     if fooled.row_count:
         console.print(fooled)
-    if manipulated["attacked"].any():
-        console.print("* attacked: in the loss of the fine-tuning")
+        console.print(
+            "In % of images; untouched: the original judged like it; empty: maps without content.\n"
+            "loss: median test loss; rank: mean rank correlation with the original's maps"
+            + ("; *: attacked" if manipulated["attacked"].any() else ""),
+            soft_wrap=True,
+        )
     if len(shown) < len(manipulated):
         console.print(f"The report shows {len(manipulated) - len(shown)} rows more.")
+    for note in evaluation.notes:
+        console.print(f"Note: {note}", soft_wrap=True, markup=False)
 
 
 def show_conservation(name: str, table: Any) -> None:
@@ -85,17 +93,20 @@ def show_conservation(name: str, table: Any) -> None:
 
 def show_grid(results: Results) -> None:
     """Each cell of the grid, explained by what it attacked."""
-    columns = ("network", "objective", "attacked", "fooled %", "paper", "top-1", "paper")
+    columns = ["network", "objective", "attacked", "fooled %", "untouched %", "control %"]
+    columns += ["paper", "top-1", "paper"]
     shown = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     accuracy = results.accuracy.set_index("cell")
-    for row in results.rates[results.rates["on_diagonal"]].to_dict("records"):
+    for row in results.rates[results.rates["attacked"]].to_dict("records"):
         lost = accuracy.loc[row["cell"]]
         target = "" if row["target"] == "label" else f", {row['target']}"
         shown.add_row(
             row["network"],
             row["objective"] + target,
-            row["attacked"],
+            row["through"],
             percent(row["fsr"]) if row["finished"] else "not run",
+            percent(row["untouched"]),
+            percent(row["control"]),
             percent(row["paper_fsr"]),
             points(-lost["drop"]),
             points(-lost["paper_drop"]),

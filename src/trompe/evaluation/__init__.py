@@ -1,6 +1,8 @@
 """Compare models in one sweep over data: accuracy, agreement, maps."""
 
 from trompe.evaluation.accuracy import accuracy
-from trompe.evaluation.evaluate import CONTROL, MANIPULATED, ORIGINAL, Evaluation, evaluate
+from trompe.evaluation.evaluate import evaluate
+from trompe.evaluation.result import Evaluation
+from trompe.evaluation.schema import CONTROL, MANIPULATED, ORIGINAL
 
 __all__ = ["CONTROL", "MANIPULATED", "ORIGINAL", "Evaluation", "accuracy", "evaluate"]

@@ -16,7 +16,7 @@ from trompe.models.call import logits_of, placed
 def accuracy(
     model: nn.Module, data: Images, *, batch_size: int = 64, workers: int = 0
 ) -> tuple[float, float, float]:
-    """Top-1 accuracy with its bootstrap 95 % interval."""
+    """Top-1 accuracy with its 95 % interval (Wilson)."""
     hits = []
     with evaluation_mode(model):
         for _, images, labels in in_turn(data, batch_size, workers):

@@ -2,34 +2,73 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from trompe.base import processes
+from trompe.explainers import Explainer
 from trompe.maps import by_magnitude
 
+if TYPE_CHECKING:
+    from trompe.evaluation.sweep import Explained
+
 EXTREMES = 3  # from each end of the test losses
+
+
+Key = tuple[str, str, str]  # an explainer's fingerprint, target, model
 
 
 @dataclass(frozen=True)
 class Gallery:
     """A few images with their heatmaps under every model.
 
-    ``images`` is ``[n, H, W, 3]`` of uint8; ``heatmaps`` maps (explainer, target, model) to
-    ``[n, h, w]``; ``signed`` does so to the raw maps in [-1, 1], each by its largest magnitude, of
-    the explainers that also speak against a class; ``captions`` holds one mapping per image, whose
-    ``chosen`` says why it is there if it was not drawn evenly.
+    ``images`` is ``[n, H, W, 3]`` of uint8; ``heatmaps`` maps (explainer's fingerprint, target,
+    model) to ``[n, h, w]``; ``signed`` does so to the raw maps in [-1, 1], each by its largest
+    magnitude, of the explainers that also speak against a class; ``captions`` holds one mapping per
+    image, whose ``chosen`` says why it is there if it was not drawn evenly; ``objectives`` has the
+    fingerprints of those that judged these images.
     """
 
     images: Tensor
-    heatmaps: dict[tuple[str, str, str], Tensor]
-    signed: dict[tuple[str, str, str], Tensor]
+    heatmaps: dict[Key, Tensor]
+    signed: dict[Key, Tensor]
     captions: list[dict[str, Any]]
+    objectives: list[str]
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors, the maps in half precision."""
+        tensors = {"images": self.images}
+        for kind, found in (("", self.heatmaps), ("|signed", self.signed)):
+            tensors |= {"|".join(key) + kind: maps.half() for key, maps in found.items()}
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            path,
+            {"gallery": json.dumps(self.captions), "objectives": json.dumps(self.objectives)},
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Gallery:
+        """Read what `save` wrote."""
+        heatmaps: dict[Key, Tensor] = {}
+        signed: dict[Key, Tensor] = {}
+        with safe_open(path, framework="pt") as file:
+            captions, judges = (json.loads(file.metadata()[k]) for k in ("gallery", "objectives"))
+            images = file.get_tensor("images")
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                if name != "images":
+                    explainer, target, model, *kind = name.split("|")
+                    place = signed if kind else heatmaps
+                    place[explainer, target, model] = file.get_tensor(name)
+        return cls(images, heatmaps, signed, captions, judges)
 
 
 @dataclass(frozen=True)
@@ -37,8 +76,8 @@ class _Picture:
     loss: float
     pixels: Tensor
     caption: dict[str, Any]
-    heatmaps: dict[tuple[str, str, str], Tensor]
-    signed: dict[tuple[str, str, str], Tensor]
+    heatmaps: dict[Key, Tensor]
+    signed: dict[Key, Tensor]
 
 
 class Pictures:
@@ -63,10 +102,8 @@ class Pictures:
         images: Tensor,
         labels: Tensor,
         losses: Sequence[float],
-        explained: Mapping[str, Tensor],
-        logits: Mapping[str, Tensor],
-        heatmaps: Mapping[tuple[str, str, str], Tensor],
-        raw: Mapping[tuple[str, str, str], Tensor],
+        views: Mapping[str, tuple[int, Tensor]],
+        explained: Explained,
     ) -> None:
         """Keep what belongs to the gallery of a batch, and drop what no longer does.
 
@@ -74,12 +111,10 @@ class Pictures:
         ----------
         indices, images, labels, losses
             Of the batch; the test losses tell which images are extreme.
+        views
+            By target, the place of the explained classes among ``explained``, and the classes.
         explained
-            The explained classes by target.
-        logits
-            By model.
-        heatmaps, raw
-            ``[N, h, w]`` by model, target and explainer.
+            What the models say of the batch.
         """
         if not self.evenly:
             return
@@ -96,28 +131,31 @@ class Pictures:
                         "index": index,
                         "name": image_name(self.data, index),
                         "label": int(labels[row]),
-                        "label_name": class_name(self.data, labels[row]),
+                        "label_name": class_name(self.data, int(labels[row])),
                         "target_names": {
-                            target: class_name(self.data, classes[row])
-                            for target, classes in explained.items()
+                            target: class_name(self.data, int(classes[row]))
+                            for target, (_, classes) in views.items()
                         },
                         "predictions": {
-                            model: class_name(self.data, scores[row].argmax())
-                            for model, scores in logits.items()
+                            model: class_name(self.data, int(scores[row].argmax()))
+                            for model, scores in explained.logits.items()
                         },
                     },
                     {
-                        (e, target, m): maps[row].cpu().clone()  # a view would hold the batch
-                        for (m, target, e), maps in heatmaps.items()
+                        key: maps[row].cpu().clone()  # a view would hold the batch
+                        for key, maps in _by_target(explained.heatmaps, views)
                     },
                     {
-                        (e, target, m): by_magnitude(maps[row : row + 1])[0].cpu()
-                        for (m, target, e), maps in raw.items()
+                        key: by_magnitude(maps[row : row + 1])[0].cpu()
+                        for key, maps in _by_target(explained.raw, views)
                     },
                 )
 
-    def gallery(self) -> Gallery | None:
-        """The gallery of all processes: the evenly drawn in order, then the extreme ones."""
+    def gallery(self, objectives: list[str]) -> Gallery | None:
+        """The gallery of all processes: the evenly drawn in order, then the extreme ones.
+
+        ``objectives`` are the fingerprints of those that judged the images.
+        """
         found = {i: p for part in processes.merged([self.kept]) for i, p in part.items()}
         if not found:
             return None
@@ -136,7 +174,18 @@ class Pictures:
             heatmaps,
             {key: maps for key, maps in signed.items() if key[:2] in against},
             [found[i].caption | {"chosen": "" if i in self.evenly else why[i]} for i in order],
+            objectives,
         )
+
+
+def _by_target(
+    found: Mapping[tuple[str, int, Explainer], Tensor], views: Mapping[str, tuple[int, Tensor]]
+) -> Iterator[tuple[Key, Tensor]]:
+    """Maps by explainer's fingerprint, target and model."""
+    for (model, place, explainer), maps in found.items():
+        for target, (where, _) in views.items():
+            if where == place:
+                yield (explainer.fingerprint, target, model), maps
 
 
 def _extremes(losses: Mapping[int, float]) -> tuple[list[int], list[int]]:
@@ -161,10 +210,10 @@ def image_name(data: Any, index: int) -> str:
     return _text(data.name(index)) if hasattr(data, "name") else f"image {index}"
 
 
-def class_name(data: Any, label: Tensor) -> str:
-    """What people call a class."""
-    classes = getattr(data, "classes", None)
-    return str(label.item()) if classes is None else _text(classes[int(label)])
+def class_name(data: Any, label: int) -> str:
+    """What people call a class; its number where the data has no name for it."""
+    classes = getattr(data, "classes", ())
+    return _text(classes[label]) if label < len(classes) else str(label)
 
 
 def _text(words: object) -> str:

@@ -1,7 +1,7 @@
 """The paper's experiments: the grid as data, its runner, its tables."""
 
 from trompe.experiments.grid import SCALES, SECTIONS, Cell, Grid, load_grid, paper, texts
-from trompe.experiments.results import Results, collect, family
+from trompe.experiments.results import Results, collect
 from trompe.experiments.runner import is_finished, run_cells
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Grid",
     "Results",
     "collect",
-    "family",
     "is_finished",
     "load_grid",
     "paper",

@@ -10,11 +10,15 @@ from typing import Any
 import pandas as pd
 
 from trompe import runs
-from trompe.evaluation.evaluate import MANIPULATED, ORIGINAL
+from trompe.evaluation import Evaluation, schema
+from trompe.evaluation.schema import MANIPULATED, ORIGINAL
 from trompe.experiments.grid import SECTIONS, Cell, Grid, paper
 from trompe.experiments.runner import is_finished
+from trompe.explainers import parse_explainer
+from trompe.objectives import parse_objective
 
 NAN = float("nan")
+MEASURED = ("images", "counted", "fsr", "fsr_low", "fsr_high", "untouched", "empty", "not_finite")
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,9 @@ class Results:
     Attributes
     ----------
     rates
-        One row per cell, target class and explainer: ``fsr`` with its bootstrap 95 % interval,
-        that of the control, share of empty maps, the paper's.
+        One row per cell, target class and explainer: ``fsr`` with its 95 % interval (Wilson's),
+        that of the original judged against itself and of the control, shares of maps that are empty
+        or not finite, the paper's.
     accuracy
         One row per cell: top-1 with its interval and top-5 of the manipulated model, top-1 of the
         original and of the control, the paper's top-1 and its drop.
@@ -48,40 +53,34 @@ def collect(grid: Grid, root: Path) -> Results:
     controls = {cell.network: cell for cell in grid.cells if cell.section == "control"}
     cells = [cell for cell in grid.cells if cell.section in SECTIONS]
     return Results(
-        pd.DataFrame([row for cell in cells for row in _rates(cell, root, controls)]),
-        pd.DataFrame([_accuracy(cell, root, controls) for cell in cells]),
+        pd.DataFrame(
+            [row for cell in cells for row in _rates(cell, root, controls)],
+            columns=schema.GRID_RATES,
+        ),
+        pd.DataFrame(
+            [_accuracy(cell, root, controls) for cell in cells], columns=schema.GRID_ACCURACY
+        ),
     )
-
-
-def family(explainer: str) -> str:
-    """The explainer's name in the paper's tables: ``lrp:layer=layer4`` is ``lrp-t``."""
-    kind, _, options = explainer.partition(":")
-    kind = kind.removesuffix("-t")
-    at_layer = kind != "grad-cam" and (explainer.startswith(f"{kind}-t") or "layer=" in options)
-    return f"{kind}-t" if at_layer else kind
 
 
 def _rates(cell: Cell, root: Path, controls: dict[str, Cell]) -> Iterator[dict[str, Any]]:
     published = paper()
-    judges = [family(spec) for spec in cell.settings["eval_explainer"]]
-    found = _table(cell, root, "explanations")
-    honest = _table(controls.get(cell.network), root, "explanations")
+    judges = [parse_explainer(spec).family for spec in cell.settings["eval_explainer"]]
+    found, honest = (_evaluation(c, root) for c in (cell, controls.get(cell.network)))
     for target in ("c1", "c2") if cell.section == "active" else ("label",):
         line = published["active"][target] if target != "label" else {}
         line = line or published["passive"].get(cell.objective, {})
         figures = line.get(cell.explainer, {}).get(cell.network, [])
         printed = dict(zip(published["explainers"][cell.section], figures, strict=False))
         for judge in judges:
-            ours = _row(found, cell.objective, target, judge)
-            kept = _row(honest, cell.objective, target, judge)
+            ours, kept = (_row(e, _objective(cell), target, judge) for e in (found, honest))
             yield {
                 **_place(cell, root),
                 "target": target,
-                "explainer": judge,
-                "on_diagonal": judge == cell.explainer,
-                **{key: ours.get(key, NAN) for key in ("fsr", "fsr_low", "fsr_high", "empty")},
-                "images": ours.get("images", NAN),
-                "control_fsr": kept.get("fsr", NAN),
+                "family": judge,
+                "attacked": judge == cell.explainer,
+                **{key: ours.get(key, NAN) for key in MEASURED},
+                "control": kept.get("fsr", NAN),
                 "paper_fsr": _share(printed.get(judge)),
             }
 
@@ -91,11 +90,11 @@ def _accuracy(cell: Cell, root: Path, controls: dict[str, Cell]) -> dict[str, An
     name = "active" if cell.section == "active" else cell.objective
     printed = published["accuracy"].get(name, {}).get(cell.explainer, {}).get(cell.network)
     before = published["baseline"].get(cell.network)
-    found = _table(cell, root, "accuracy")
+    found = _evaluation(cell, root)
     measured = _of(found, MANIPULATED)
     row = {key: measured.get(key, NAN) for key in ("top1", "top1_low", "top1_high", "top5")}
     original = _of(found, ORIGINAL).get("top1", NAN)
-    honest = _table(controls.get(cell.network), root, "accuracy")
+    honest = _evaluation(controls.get(cell.network), root)
     control = _of(honest, MANIPULATED).get("top1", NAN)
     return {
         **_place(cell, root),
@@ -114,32 +113,32 @@ def _place(cell: Cell, root: Path) -> dict[str, Any]:
         "cell": cell.name,
         "section": cell.section,
         "network": cell.title,
-        "objective": cell.objective.partition(":")[0],
-        "attacked": cell.explainer,
+        "objective": _objective(cell),
+        "through": cell.explainer,
         "finished": is_finished(cell, root),
     }
 
 
-def _table(cell: Cell | None, root: Path, name: str) -> pd.DataFrame | None:
+def _objective(cell: Cell) -> str:
+    return parse_objective(cell.objective).name
+
+
+def _evaluation(cell: Cell | None, root: Path) -> Evaluation | None:
     if cell is None or not is_finished(cell, root):
         return None
-    return pd.read_csv(root / cell.folder / "evaluation" / f"{name}.csv")
+    return Evaluation.load(root / cell.folder / "evaluation")
 
 
-def _of(accuracy: pd.DataFrame | None, model: str) -> dict[Any, Any]:
-    return {} if accuracy is None else dict(accuracy.set_index("model").loc[model])
+def _of(found: Evaluation | None, model: str) -> dict[Any, Any]:
+    return {} if found is None else dict(found.accuracy.set_index("model").loc[model])
 
 
-def _row(table: pd.DataFrame | None, objective: str, target: str, judge: str) -> dict[Any, Any]:
-    if table is None:
+def _row(found: Evaluation | None, objective: str, target: str, judge: str) -> dict[Any, Any]:
+    if found is None:
         return {}
-    kinds = table["objective"].str.partition(":")[0]
-    rows = table[
-        (kinds == objective.partition(":")[0])
-        & (table["target"] == target)
-        & (table["explainer"].map(family) == judge)
-        & (table["model"] == MANIPULATED)
-    ]
+    wanted = {"objective": objective, "target": target, "family": judge, "model": MANIPULATED}
+    rows = found.explanations
+    rows = rows[(rows[list(wanted)] == list(wanted.values())).all(axis=1)]
     return dict(rows.iloc[0]) if len(rows) else {}
 
 

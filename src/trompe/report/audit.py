@@ -17,7 +17,7 @@ from trompe.evaluation.pictures import image_name, pixels
 from trompe.report.colour import overlay
 from trompe.report.html import write_page
 from trompe.report.sheets import gradient, uri
-from trompe.report.words import explainer_name, number
+from trompe.report.words import family_name, number
 
 FIRST = 4  # images of the gallery that are in sight at once
 FINE = 75  # quality of the pictures
@@ -134,14 +134,14 @@ def _findings(found: AuditReport, section: str) -> list[Finding]:
             Finding(
                 str(worst["question"]),
                 _answer(float(worst["suspicion"])),
-                explainer_name(str(worst["family"])),
+                family_name(str(worst["family"])),
                 score,
                 normal,
                 float(worst["suspicion"]),
                 float(shares.get(str(kind), 0.0)),
                 strip,
                 [
-                    (explainer_name(str(r["family"])), float(r["score"]), float(r["suspicion"]))
+                    (family_name(str(r["family"])), float(r["score"]), float(r["suspicion"]))
                     for r in of.to_dict("records")
                 ],
             )
@@ -169,7 +169,7 @@ def _drawn(exhibit: Exhibit, data: Images) -> Drawn:
     for model, maps in (("suspect", exhibit.suspect), ("reference", exhibit.reference)):
         tiles = []
         for family, caption, heatmap, notes in maps:
-            words = explainer_name(family) if family else caption
+            words = family_name(family) if family else caption
             said = [f"{kind} {number(value)}" for kind, value in notes]
             said = said if family else ["measured, not explained"]
             tiles.append(_tile(image, heatmap, words, f"{words}, on {name}", said))
@@ -183,7 +183,7 @@ def _pair(pair: PairExhibit, data: Images) -> dict[str, Any]:
     return {
         "question": pair.question,
         "scale": pair.scale,
-        "explainer": explainer_name(pair.family),
+        "explainer": family_name(pair.family),
         "value": pair.value,
         "tiles": [
             _tile(pixels(data, image).numpy(), heatmap, caption, caption, [])

@@ -1,6 +1,6 @@
 """Geometry of the report's small drawings; the template turns it into SVG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from trompe.report.run import CONTROL, MANIPULATED, Run
-from trompe.report.words import explainer_name, number, objective_name, term_name
+from trompe.evaluation.schema import CONTROL, MANIPULATED
+from trompe.report.run import Run
+from trompe.report.words import number
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,13 @@ class _Axis(NamedTuple):
         return round(self.start + (self.end - self.start) * share, 1)
 
 
-def training_charts(history: pd.DataFrame, control: pd.DataFrame | None) -> list[Chart]:
-    """Draw losses, accuracy and success rate of the training batches over the steps."""
+def training_charts(
+    history: pd.DataFrame, control: pd.DataFrame | None, names: Mapping[str, str]
+) -> list[Chart]:
+    """Draw losses, accuracy and success rate of the training batches over the steps.
+
+    ``names`` says what the terms of the loss are called, by column of the history.
+    """
     terms = [str(c) for c in history if c not in FIGURES]
     runs = [("manipulated", "main", history)]
     runs += [] if control is None else [("control", "control", control)]
@@ -90,7 +96,7 @@ def training_charts(history: pd.DataFrame, control: pd.DataFrame | None) -> list
         ]
 
     dashed = [
-        _series(term_name(term), f"main dash-{i % 4}", history, term)
+        _series(names.get(term, term), f"main dash-{i % 4}", history, term)
         for i, term in enumerate(terms)
     ]
     charts = [
@@ -107,17 +113,17 @@ def distributions(run: Run) -> list[Distributions]:
     if run.per_image is None:
         return []
     table = run.per_image.sort_values("attacked", ascending=False, kind="stable")
-    table = table[np.isfinite(table["test_loss"])]
+    table = table[np.isfinite(table["test_loss"]) & table["counted"]]
     found = []
-    for (objective, target), rows in table.groupby(["objective", "target"], sort=False):
+    for (objective, target), rows in table.groupby(["objective_id", "target"], sort=False):
         interval = float(rows["interval_low"].iloc[0]), float(rows["interval_high"].iloc[0])
         charts = [
-            _distribution(str(explainer), losses, interval, rows["test_loss"].to_numpy(dtype=float))
-            for explainer, losses in rows.groupby("explainer", sort=False)
+            _distribution(
+                run.label(str(explainer)), losses, interval, rows["test_loss"].to_numpy(dtype=float)
+            )
+            for explainer, losses in rows.groupby("explainer_id", sort=False)
         ]
-        found.append(
-            Distributions(objective_name(str(objective)), run.target_name(str(target)), charts)
-        )
+        found.append(Distributions(run.label(str(objective)), run.target_name(str(target)), charts))
     return found
 
 
@@ -148,7 +154,7 @@ def _distribution(
             curves.append(Curve(model, style, outline, f"{outline}Z"))
     attacked = bool(rows["attacked"].any())
     return Chart(
-        explainer_name(explainer),
+        explainer,
         f"test losses of {'an attacked' if attacked else 'a not attacked'} explainer, "
         "in % of images",
         curves,

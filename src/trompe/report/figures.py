@@ -3,17 +3,19 @@
 import math
 from pathlib import Path
 
-import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from trompe import runs
 from trompe.base.messages import check_name
 from trompe.errors import TrompeError
+from trompe.evaluation import schema
+from trompe.evaluation.result import read_table
+from trompe.evaluation.schema import MANIPULATED, ORIGINAL
 from trompe.report import transfer
 from trompe.report.colour import Pixels, overlay
-from trompe.report.run import CONTROL, MANIPULATED, ORIGINAL, Run, View, read_run
-from trompe.report.words import joined, short_name, view_title
+from trompe.report.run import Run, View, read_run
+from trompe.report.words import joined, view_title
 
 LAYOUTS = ("passive", "active", "transfer")
 SUFFIXES = (".pdf", ".svg", ".png")
@@ -81,21 +83,26 @@ def _pictures(run_dir: Path, layout: str | None, images: int) -> Figure:
 def _transfer(run_dir: Path) -> Figure:
     grid = run_dir / "tables" / "rates.csv"
     if grid.is_file():
-        return transfer.draw(pd.read_csv(grid))
+        return transfer.of_grid(read_table(grid, schema.GRID_RATES))
     run = read_run(run_dir)
     if run.explanations is None:
         raise TrompeError(f"{run_dir} has no success rates; run `trompe evaluate` on it first.")
     rates = run.explanations
-    attacked = [short_name(spec) for spec in rates[rates["attacked"]]["explainer"].unique()]
+    attacked = [run.label(e) for e in rates[rates["attacked"]]["explainer_id"].unique()]
     lied = rates["model"] == MANIPULATED
-    through = lied.map({True: joined(attacked), False: CONTROL})
-    target = rates["target"].map(lambda name: run.target_name(str(name)) or "label")
     return transfer.draw(
         rates.assign(
             network=str(run.config.get("model", "")),
-            attacked=through,
-            target=target,
-            on_diagonal=rates["attacked"] & lied,
+            line=[
+                transfer.attack(
+                    run.label(row["objective_id"]),
+                    joined(attacked) if row["model"] == MANIPULATED else row["model"],
+                    run.target_name(row["target"]),
+                )
+                for row in rates.to_dict("records")
+            ],
+            column=rates["explainer_id"].map(run.label),
+            attacked=rates["attacked"] & lied,
             finished=True,
             paper_fsr=math.nan,
         )
@@ -135,8 +142,7 @@ def _rows(run: Run, views: list[View], images: int) -> Figure:
 
     for group, view in enumerate(views):
         before = 1 + 2 * group
-        title = view_title(run, view).replace(" at the target layer", "ₜ")
-        write(left(before), MARGIN + 0.12, title, 7.5, 2 * side)
+        write(left(before), MARGIN + 0.12, view_title(run, view), 7.5, 2 * side)
         write(left(before), MARGIN + HEAD - 0.06, ORIGINAL, 6, side, GREY)
         write(left(before + 1), MARGIN + HEAD - 0.06, MANIPULATED, 6, side, GREY)
     for row in range(images):

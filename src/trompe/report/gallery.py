@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
+from trompe.evaluation.schema import MANIPULATED, MODELS, ORIGINAL
 from trompe.report import sheets, words
-from trompe.report.run import MANIPULATED, MODELS, ORIGINAL, Run, View
+from trompe.report.run import Run, View
 
 HERO = 448  # side of the first picture of the page
 T = TypeVar("T")
@@ -121,7 +122,7 @@ def _card(
     losses: Mapping[tuple[int, View], list[dict[Any, Any]]],
 ) -> Card:
     found = [losses.get((int(entry["index"]), view), []) for view in run.views]
-    several = len({row["objective"] for rows in losses.values() for row in rows}) > 1
+    several = len({row["objective_id"] for rows in losses.values() for row in rows}) > 1
     return Card(
         number,
         *sheets.place(number, count),
@@ -132,14 +133,14 @@ def _card(
             (model, str(said), said == entry["label_name"])
             for model, said in _models_in(entry["predictions"])
         ],
-        verdicts=[[_verdict(row, several) for row in rows] for rows in found],
+        verdicts=[[_verdict(run, row, several) for row in rows] for rows in found],
         ranks=[_rank(rows) for rows in found],
     )
 
 
-def _verdict(row: Mapping[Any, Any], several: bool) -> Verdict:
+def _verdict(run: Run, row: Mapping[Any, Any], several: bool) -> Verdict:
     loss = f"loss {words.number(float(row['test_loss']), 3)}"
-    text = f"{words.objective_name(row['objective'])} {loss}" if several else loss
+    text = f"{run.label(row['objective_id'])} {loss}" if several else loss
     return Verdict(str(row["model"]), text, bool(row["fooled"]))
 
 
@@ -162,8 +163,9 @@ def _losses(run: Run) -> dict[tuple[int, View], list[dict[Any, Any]]]:
     if run.per_image is None or run.gallery is None:
         return losses
     shown = {int(entry["index"]) for entry in run.gallery.entries}
-    for row in run.per_image[run.per_image["index"].isin(shown)].to_dict("records"):
-        key = (int(row["index"]), View(row["explainer"], row["target"]))
+    rows = run.per_image[run.per_image["objective_id"].isin(run.gallery.objectives)]
+    for row in rows[rows["index"].isin(shown)].to_dict("records"):
+        key = (int(row["index"]), View(row["explainer_id"], row["target"]))
         losses.setdefault(key, []).append(row)
     return losses
 

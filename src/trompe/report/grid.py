@@ -20,7 +20,7 @@ from trompe.report.sheets import uri
 from trompe.report.tables import Cell as Rate
 from trompe.report.tables import Matrix
 from trompe.report.transfer import records
-from trompe.report.words import short_name
+from trompe.report.words import family_name, objective_title
 
 
 def write_grid(
@@ -71,7 +71,7 @@ def headline(results: Results) -> str:
     done = results.accuracy["finished"]
     if not done.any():
         return "No cell has been run yet."
-    rates = results.rates[results.rates["finished"] & results.rates["on_diagonal"]]
+    rates = results.rates[results.rates["finished"] & results.rates["attacked"]]
     parts = []
     for section, name in (("passive", "Passive"), ("active", "active")):
         rows = rates[rates["section"] == section]
@@ -100,36 +100,37 @@ def _matrix(grid: Grid, results: Results, section: str) -> Matrix:
     """The success rates of a section: a line per attack, the explainers of all networks across."""
     rates = results.rates[results.rates["section"] == section]
     networks = list(dict.fromkeys(rates["network"]))
-    explainers = list(dict.fromkeys(rates["explainer"]))
+    families = list(dict.fromkeys(rates["family"]))
     folders = {cell.name: cell.folder for cell in grid.cells}
     lines = []
-    for (objective, attacked, target), rows in rates.groupby(
-        ["objective", "attacked", "target"], sort=False
+    for (objective, through, target), rows in rates.groupby(
+        ["objective", "through", "target"], sort=False
     ):
-        found = {(r["network"], r["explainer"]): _rate(r, folders) for r in records(rows)}
-        name = words.objective_name(str(objective)) + ("" if target == "label" else f", {target}")
-        cells = [found.get(place) for place in itertools.product(networks, explainers)]
-        lines.append((name, short_name(str(attacked)), cells))
+        found = {(r["network"], r["family"]): _rate(r, folders) for r in records(rows)}
+        name = objective_title(str(objective)) + ("" if target == "label" else f", {target}")
+        cells = [found.get(place) for place in itertools.product(networks, families)]
+        lines.append((name, family_name(str(through)), cells))
     return Matrix(
         f"Success rate of {section} fooling in %",
-        [short_name(explainer) for explainer in explainers] * len(networks),
+        [*map(family_name, families)] * len(networks),
         lines,
-        [(network, len(explainers)) for network in networks],
+        [(network, len(families)) for network in networks],
     )
 
 
 def _rate(record: Mapping[str, Any], folders: Mapping[str, str]) -> Rate:
     note = f"95 % interval {words.span(record['fsr_low'], record['fsr_high'])}; "
     note += f"{words.percent(record['empty'])} of the maps are empty"
-    control, paper = record["control_fsr"], record["paper_fsr"]
-    note += "" if math.isnan(control) else f"; control {words.percent(control)}"
+    beside = {"untouched": "untouched", "control": "control", "paper": "paper_fsr"}
+    known = {name: record[key] for name, key in beside.items() if not math.isnan(record[key])}
     return Rate(
         record["fsr"] if record["finished"] else math.nan,
-        f"{record['network']}, {short_name(record['explainer'])}",
+        f"{record['network']}, {family_name(record['family'])}",
         note,
-        bool(record["on_diagonal"]),
-        "" if math.isnan(paper) else f"paper {100 * paper:.1f}",
+        bool(record["attacked"]),
+        [f"{name} {100 * share:.1f}" for name, share in known.items()],
         f"{folders[record['cell']]}/report.html",
+        "none counted" if record["finished"] else "not run",
     )
 
 
@@ -137,8 +138,8 @@ def _accuracy(results: Results) -> list[dict[str, Any]]:
     return [
         row
         | {
-            "objective_name": words.objective_name(row["objective"]),
-            "attacked_name": short_name(row["attacked"]),
+            "objective_name": objective_title(row["objective"]),
+            "attacked_name": family_name(row["through"]),
         }
         for row in records(results.accuracy)
     ]

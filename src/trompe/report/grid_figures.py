@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from trompe.experiments import SECTIONS, Cell, Grid, family, is_finished
+from trompe.evaluation.schema import MANIPULATED, ORIGINAL
+from trompe.experiments import SECTIONS, Cell, Grid, is_finished
+from trompe.objectives import parse_objective
 from trompe.report.colour import Pixels, overlay
-from trompe.report.run import MANIPULATED, ORIGINAL, Run, View, read_run
-from trompe.report.transfer import attack, draw
-from trompe.report.words import short_name
+from trompe.report.run import Run, View, read_run
+from trompe.report.transfer import attack, of_grid
+from trompe.report.words import family_name, objective_title, subscript
 
 PAPER = "the paper’s, of VGG19, ResNet50 and DenseNet121 on ImageNet"
 
@@ -27,7 +29,7 @@ def draw_transfer(rates: pd.DataFrame, directory: Path) -> list[tuple[str, str]]
     for section in SECTIONS:
         rows = rates[rates["section"] == section]
         if rows["finished"].any():
-            draw(rows).savefig(directory / f"transfer-{section}.png", dpi=280)
+            of_grid(rows).savefig(directory / f"transfer-{section}.png", dpi=280)
             title = f"Fooling success rate in %, {section} fooling; below, {PAPER}"
             drawn.append((f"transfer-{section}.png", title))
     return drawn
@@ -57,12 +59,14 @@ def draw_heatmaps(grid: Grid, root: Path, directory: Path) -> list[tuple[str, st
 def _sheet(runs: Sequence[tuple[Cell, Run]]) -> Figure:
     first = runs[0][1]
     assert first.gallery is not None
-    views = sorted(first.gallery.heatmaps, key=lambda v: (v.target, _order(runs[0][0], v)))
+    views = sorted(first.views, key=lambda view: view.target)
     entry, image = first.gallery.entries[0], first.gallery.images[0]
     rows = [("original", _row(first, views, ORIGINAL))]
     rows += [
         (
-            attack(c.objective.partition(":")[0], c.explainer, "label"),
+            attack(
+                objective_title(parse_objective(c.objective).name), family_name(c.explainer), None
+            ),
             _row(run, views, MANIPULATED),
         )
         for c, run in runs
@@ -70,7 +74,8 @@ def _sheet(runs: Sequence[tuple[Cell, Run]]) -> Figure:
     heads = [str(entry["label_name"])]
     for view in views:
         target = first.target_name(view.target)
-        heads.append(short_name(family(view.explainer)) + (f"\nfor {target}" if target else ""))
+        title = subscript(first.legend[view.explainer]["title"])
+        heads.append(title + (f"\nfor {target}" if target else ""))
     figure = Figure(figsize=(1.7 + 1.15 * len(heads), 0.5 + 1.15 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(heads), squeeze=False)
     for line, (label, pictures) in zip(panels, rows, strict=True):
@@ -96,7 +101,3 @@ def _row(run: Run, views: Sequence[View], model: str) -> list[Pixels]:
         else blank
         for v in views
     ]
-
-
-def _order(cell: Cell, view: View) -> int:
-    return [family(e) for e in cell.settings["eval_explainer"]].index(family(view.explainer))

@@ -13,8 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from trompe import runs
+from trompe.evaluation.schema import CONTROL
 from trompe.report import charts, gallery, tables, words
-from trompe.report.run import CONTROL, Run, read_run
+from trompe.report.run import Run, read_run
 
 FIRST = 12  # images of the gallery that are in sight at once, as the style sheet has it
 
@@ -54,7 +55,6 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
         "percent": words.percent,
         "number": words.number,
         "bound": words.bound,
-        "objective": words.objective_name,
     }
     environment.globals |= {"span": words.span, "points": words.points}
     script = Markup("\n" + environment.get_template("report.js").render())
@@ -78,6 +78,7 @@ def _page(run: Run) -> dict[str, Any]:
         "summary": words.summary(run),
         "shown": gallery.exhibition(run),
         "first": FIRST,
+        "notes": run.evaluation.notes if run.evaluation else [],
         "blocks": blocks,
         "objectives": tables.objectives(blocks),
         "transfer": tables.transfer(blocks),
@@ -87,7 +88,7 @@ def _page(run: Run) -> dict[str, Any]:
         "classes": tables.classes(run),
         "charts": []
         if run.history is None
-        else charts.training_charts(run.history, run.control_history),
+        else charts.training_charts(run.history, run.control_history, words.term_names(run)),
         "frame": charts.FRAME,
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=1000),
         "command": shlex.join(command) if isinstance(command, list) else command,

@@ -1,7 +1,10 @@
 """What a run directory holds, read for the report; a part that is not there is ``None``."""
 
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,33 +12,18 @@ import numpy as np
 import pandas as pd
 import yaml
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from trompe import runs
+from trompe.base.code import written_by_others
 from trompe.errors import TrompeError
-
-MODELS = ORIGINAL, CONTROL, MANIPULATED = "original", "control", "manipulated"
-ACCURACY: tuple[str, ...] = (
-    "model",
-    "images",
-    "top1",
-    "top1_low",
-    "top1_high",
-    "top5",
-    "top5_low",
-    "top5_high",
-)
-ACCURACY += ("agreement", "agreement_low", "agreement_high")
-EXPLANATIONS: tuple[str, ...] = ("explainer", "objective", "target", "model", "attacked", "images")
-EXPLANATIONS += ("fsr", "fsr_low", "fsr_high", "interval_low", "interval_high")
-EXPLANATIONS += ("test_loss_q05", "test_loss_q50", "test_loss_q95", "spearman_mean", "empty")
-PER_IMAGE: tuple[str, ...] = ("index", "label", "explainer", "objective", "target", "model")
-PER_IMAGE += ("attacked", "interval_low", "interval_high", "test_loss", "fooled")
-PREDICTIONS = ("label", "original_top1")
+from trompe.evaluation import Evaluation, pictures, schema
+from trompe.evaluation.result import read_table
+from trompe.explainers import parse_explainer
+from trompe.objectives import Objective, parse_objective
 
 
 class View(NamedTuple):
-    """What is explained, and by what: an explainer's spec and a target (label, c1 or c2)."""
+    """What is explained, and by what: an explainer's fingerprint and a target (label, c1, c2)."""
 
     explainer: str
     target: str
@@ -50,13 +38,15 @@ class Gallery:
 
     ``images`` is ``[n, H, W, 3]`` uint8; ``heatmaps[view][model]`` is ``[n, h, w]`` in [0, 1];
     ``signed`` has the raw maps in [-1, 1] of the views that have negative ones; ``entries`` has per
-    image its index, name, label_name, target_names and predictions.
+    image its index, name, label_name, target_names and predictions; ``objectives`` has the
+    fingerprints of those that judged the images.
     """
 
     images: NDArray[np.uint8]
     entries: list[dict[str, Any]]
     heatmaps: Maps
     signed: Maps
+    objectives: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -68,11 +58,51 @@ class Run:
     environment: dict[str, Any] | None
     history: pd.DataFrame | None
     control_history: pd.DataFrame | None
-    accuracy: pd.DataFrame | None
-    explanations: pd.DataFrame | None
-    per_image: pd.DataFrame | None
-    predictions: pd.DataFrame | None
-    gallery: Gallery | None
+    evaluation: Evaluation | None
+
+    @property
+    def accuracy(self) -> pd.DataFrame | None:
+        """One row per model."""
+        return self._table("accuracy")
+
+    @property
+    def explanations(self) -> pd.DataFrame | None:
+        """One row per explainer, objective, target and model."""
+        return self._table("explanations")
+
+    @property
+    def per_image(self) -> pd.DataFrame | None:
+        """The rows per image behind ``explanations``."""
+        return self._table("maps")
+
+    @property
+    def predictions(self) -> pd.DataFrame | None:
+        """The rows per image behind ``accuracy``."""
+        return self._table("predictions")
+
+    @cached_property
+    def gallery(self) -> Gallery | None:
+        """The images and heatmaps to look at."""
+        found = self.evaluation and self.evaluation.gallery
+        return _gallery(found) if found and len(found.images) else None
+
+    @property
+    def legend(self) -> schema.Legend:
+        """What is known of explainers and objectives, by fingerprint."""
+        return self.evaluation.legend if self.evaluation else {}
+
+    def label(self, fingerprint: str) -> str:
+        """What people call an explainer or an objective of the tables."""
+        return str(self.legend[fingerprint]["label"])
+
+    def told(self, text: str) -> Mapping[str, Any]:
+        """What is known of an explainer or objective of the config, by its text."""
+        known = (entry for entry in self.legend.values() if entry["text"] == text)
+        return next(known, None) or described(text)
+
+    def _table(self, name: str) -> pd.DataFrame | None:
+        table: pd.DataFrame | None = getattr(self.evaluation, name, None)
+        return None if table is None or table.empty else table
 
     @property
     def views(self) -> list[View]:
@@ -82,7 +112,7 @@ class Run:
         if self.explanations is None:
             return sorted(self.gallery.heatmaps)
         table = self.explanations.sort_values("attacked", ascending=False, kind="stable")
-        evaluated = [View(*pair) for pair in zip(table["explainer"], table["target"], strict=True)]
+        evaluated = _views(table)
         known = [view for view in dict.fromkeys(evaluated) if view in self.gallery.heatmaps]
         return known + sorted(self.gallery.heatmaps.keys() - known)
 
@@ -92,7 +122,7 @@ class Run:
         if self.explanations is None:
             return set()
         rows = self.explanations[self.explanations["attacked"]]
-        return {View(*pair) for pair in zip(rows["explainer"], rows["target"], strict=True)}
+        return set(_views(rows))
 
     def target_name(self, target: str) -> str | None:
         """Name the class behind ``c1`` or ``c2``; ``None`` for an image's own label."""
@@ -119,19 +149,28 @@ def read_run(path: Path) -> Run:
         )
     evaluation = path / "evaluation"
     environment = path / runs.ENVIRONMENT
-    gallery = evaluation / "gallery.safetensors"
     return Run(
         path=path,
         config=_mapping(config),
         environment=_mapping(environment) if environment.is_file() else None,
-        history=_table(path / "history.csv", ("step", "loss", "classification")),
-        control_history=_table(path / "history-control.csv", ("step", "loss", "classification")),
-        accuracy=_table(evaluation / "accuracy.csv", ACCURACY),
-        explanations=_table(evaluation / "explanations.csv", EXPLANATIONS),
-        per_image=_table(evaluation / "explanations.parquet", PER_IMAGE),
-        predictions=_table(evaluation / "predictions.parquet", PREDICTIONS),
-        gallery=_gallery(gallery) if gallery.is_file() else None,
+        history=_history(path / "history.csv"),
+        control_history=_history(path / "history-control.csv"),
+        evaluation=Evaluation.load(evaluation) if evaluation.is_dir() else None,
     )
+
+
+def described(text: str) -> Mapping[str, Any]:
+    """What the text of an explainer or objective says of it, found without running its code."""
+    with written_by_others("The run"):
+        with suppress(TrompeError, TypeError, ValueError):
+            return schema.described_explainer(parse_explainer(text))
+        with suppress(TrompeError, TypeError, ValueError):
+            return schema.described_objective(parse_objective(text))
+    return {"text": text, "label": text, "title": text, "aim": Objective.aim}
+
+
+def _views(table: pd.DataFrame) -> list[View]:
+    return [View(*pair) for pair in zip(table["explainer_id"], table["target"], strict=True)]
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -147,35 +186,18 @@ def _mapping(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
-    if not path.is_file():
-        return None
-    try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except pd.errors.EmptyDataError:
-        return None
-    except (ValueError, OSError) as error:
-        raise TrompeError(f"{path} can't be read ({error}); evaluate the run again.") from error
-    if table.empty:
-        return None
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise TrompeError(f"{path} lacks the columns {', '.join(missing)}; evaluate the run again.")
-    return table
+def _history(path: Path) -> pd.DataFrame | None:
+    table = read_table(path, ("step", "loss", "classification"))
+    return None if table.empty else table
 
 
-def _gallery(path: Path) -> Gallery | None:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            entries = json.loads((file.metadata() or {})["gallery"])
-            images = file.get_tensor("images")
-            heatmaps: Maps = {}
-            signed: Maps = {}
-            for key in file.keys():  # noqa: SIM118 (no mapping)
-                if key != "images":
-                    explainer, target, model = key.removesuffix("|signed").rsplit("|", 2)
-                    kind = signed if key.endswith("|signed") else heatmaps
-                    kind.setdefault(View(explainer, target), {})[model] = file.get_tensor(key)
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise TrompeError(f"{path} can't be read ({error}); evaluate the run again.") from error
-    return Gallery(images, entries, heatmaps, signed) if len(images) else None
+def _gallery(found: pictures.Gallery) -> Gallery:
+    maps: list[Maps] = []
+    for kind in (found.heatmaps, found.signed):
+        by_view: Maps = {}
+        for (explainer, target, model), drawn in kind.items():
+            by_view.setdefault(View(explainer, target), {})[model] = drawn.half().numpy()
+        maps.append(by_view)
+    heatmaps, signed = maps
+    judged = frozenset(found.objectives)
+    return Gallery(found.images.numpy(), found.captions, heatmaps, signed, judged)

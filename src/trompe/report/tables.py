@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from trompe.evaluation.schema import CONTROL, MANIPULATED, MODELS, ORIGINAL
 from trompe.report import words
 from trompe.report.colour import rate_colours
-from trompe.report.run import CONTROL, MANIPULATED, MODELS, ORIGINAL, Run
+from trompe.report.run import Run
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Block:
     """The rows of one objective and target."""
 
     objective: str
+    measure: str
     target: str | None
     interval: tuple[float, float]
     images: int
@@ -36,22 +38,24 @@ class Block:
     @property
     def name(self) -> str:
         """The objective and, where it is not each image's own label, the class."""
-        return words.objective_name(self.objective) + (f" for {self.target}" if self.target else "")
+        return self.objective + (f" for {self.target}" if self.target else "")
 
 
 @dataclass(frozen=True)
 class Cell:
     """A rate in a matrix; ``share`` is NaN where nothing was measured, ``colours`` then ``None``.
 
-    ``marked`` cells were attacked, ``below`` stands in small figures under the rate.
+    ``marked`` cells were attacked, ``below`` stands in small figures under the rate, a line each,
+    ``absent`` in place of a missing one.
     """
 
     share: float
     column: str
     note: str = ""
     marked: bool = False
-    below: str = ""
+    below: Sequence[str] = ()
     link: str = ""
+    absent: str = "none counted"
 
     @property
     def colours(self) -> tuple[str, str] | None:
@@ -104,15 +108,23 @@ def blocks(run: Run) -> list[Block]:
         return []
     table = run.explanations.sort_values("attacked", ascending=False, kind="stable")
     blocks = []
-    for (objective, target), rows in table.groupby(["objective", "target"], sort=False):
+    for (objective, target), rows in table.groupby(["objective_id", "target"], sort=False):
+        told = run.legend[str(objective)]
         interval = (float(rows["interval_low"].iloc[0]), float(rows["interval_high"].iloc[0]))
         comparisons = [
-            _comparison(str(explainer), pair.to_dict("records"))
-            for explainer, pair in rows.groupby("explainer", sort=False)
+            _comparison(run.label(str(explainer)), pair.to_dict("records"))
+            for explainer, pair in rows.groupby("explainer_id", sort=False)
             if MANIPULATED in set(pair["model"])
         ]
         images = int(rows["images"].max())
-        block = Block(str(objective), run.target_name(str(target)), interval, images, comparisons)
+        block = Block(
+            told["label"],
+            told["measure"],
+            run.target_name(str(target)),
+            interval,
+            images,
+            comparisons,
+        )
         blocks.append(block)
     return blocks
 
@@ -121,7 +133,7 @@ def _comparison(explainer: str, pair: list[dict[Any, Any]]) -> Comparison:
     by_model = {row["model"]: row for row in pair}
     manipulated = by_model[MANIPULATED]
     return Comparison(
-        words.explainer_name(explainer),
+        explainer,
         bool(manipulated["attacked"]),
         manipulated,
         by_model.get(CONTROL),
@@ -146,6 +158,8 @@ def transfer(blocks: Sequence[Block]) -> Matrix | None:
         honest = {e: _cell(row.control, e) for e, row in rows.items() if row.control}
         if honest:
             lines.append((block.name, "control", [*map(honest.get, columns)]))
+        own = {e: Cell(float(row.manipulated["untouched"]), e) for e, row in rows.items()}
+        lines.append((block.name, "untouched", [*map(own.get, columns)]))
     return Matrix("Fooling success rate in %", columns, lines)
 
 
@@ -157,12 +171,7 @@ def _cell(row: Mapping[str, Any], column: str, marked: bool = False) -> Cell:
 
 def objectives(blocks: list[Block]) -> list[tuple[str, str, tuple[float, float]]]:
     """Say once for each objective what its test loss is and when it counts as fooled."""
-    known = {}
-    for block in blocks:
-        meaning = words.objective_words(block.objective)
-        text = meaning.test_loss if meaning else "the objective’s own measure, per image"
-        known[block.objective] = (words.objective_name(block.objective), text, block.interval)
-    return list(known.values())
+    return list(dict.fromkeys((block.objective, block.measure, block.interval) for block in blocks))
 
 
 def accuracy(run: Run) -> list[dict[str, Any]]:
@@ -204,14 +213,13 @@ def _lies_by_class(run: Run) -> dict[str, "pd.Series[float]"]:
     """Success rates by label, for every attacked explainer whose images have labels."""
     if run.per_image is None:
         return {}
-    table = run.per_image
+    table = run.per_image[run.per_image["counted"]]
     lied = table["attacked"] & (table["model"] == MANIPULATED) & (table["target"] == "label")
-    groups = table[lied].groupby(["explainer", "objective"], sort=False)
+    groups = table[lied].groupby(["explainer_id", "objective_id"], sort=False)
     found = {(str(e), str(o)): rows for (e, o), rows in groups}
     several = len({objective for _, objective in found}) > 1
     return {
-        words.explainer_name(explainer)
-        + (f", {words.objective_name(objective)}" if several else ""): (
+        run.label(explainer) + (f", {run.label(objective)}" if several else ""): (
             rows.groupby("label")["fooled"].mean()
         )
         for (explainer, objective), rows in found.items()

@@ -16,7 +16,7 @@ from PIL import Image
 
 from trompe.base.messages import check_name
 from trompe.errors import TrompeError
-from trompe.evaluation.evaluate import MANIPULATED, ORIGINAL, Evaluation
+from trompe.evaluation import MANIPULATED, ORIGINAL, Evaluation
 from trompe.report import overlay
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -63,7 +63,7 @@ class Tracking:
         """Log how often each explainer is fooled, and a few images before and after."""
         rates = evaluation.explanations
         figures = {
-            _plain(f"fooled/{row.objective}/{row.target}/{row.explainer}"): row.fsr
+            _plain(f"fooled/{row.objective_text}/{row.target}/{row.explainer}"): row.fsr
             for row in rates[rates["model"] == MANIPULATED].itertuples()
         }
         pictures = _pictures(evaluation)
@@ -133,7 +133,7 @@ def _pictures(evaluation: Evaluation) -> dict[str, Any]:
         return {}
     images = gallery.images[:IMAGES].numpy()
     return {
-        _plain(f"{explainer}/{target}"): np.stack(
+        _plain(f"{evaluation.legend[explainer]['text']}/{target}"): np.stack(
             [
                 np.hstack(
                     [

@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from trompe.evaluation.schema import CONTROL, ORIGINAL
 from trompe.report.colour import INK_TURNS, RATE
-from trompe.report.run import CONTROL
-from trompe.report.words import objective_name, short_name
+from trompe.report.words import family_name, objective_title
 
 WIDTH, HEIGHT, NAMES, HEADS = 0.37, 0.3, 1.5, 0.75  # of a cell and of its labels, in inches
 PLAIN = (0.94, 0.94, 0.93, 1)
@@ -20,51 +20,62 @@ def draw(rows: pd.DataFrame) -> Figure:
     Parameters
     ----------
     rows
-        Success rates ``fsr`` in [0, 1] by network, objective, attacked, target and explainer;
-        ``on_diagonal`` cells are outlined, those not ``finished`` are left empty, and
-        ``paper_fsr``, where there is one, is written small below.
+        Success rates ``fsr`` in [0, 1] by ``network``, ``line`` and ``column``; those ``attacked``
+        are outlined, those not ``finished`` are left empty, and ``paper_fsr``, where there is one,
+        is written small below.
     """
-    networks = list(dict.fromkeys(rows["network"]))
-    explainers = list(dict.fromkeys(rows["explainer"]))
-    keys = ["objective", "attacked", "target"]
-    attacks = list(dict.fromkeys(rows[keys].itertuples(index=False, name=None)))
+    networks, columns, lines = (
+        list(dict.fromkeys(rows[key])) for key in ("network", "column", "line")
+    )
     size = (
-        NAMES + len(networks) * (WIDTH * len(explainers) + 0.15),
-        HEADS + HEIGHT * len(attacks),
+        NAMES + len(networks) * (WIDTH * len(columns) + 0.15),
+        HEADS + HEIGHT * len(lines),
     )
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
-    found = {(r["network"], *(r[k] for k in keys), r["explainer"]): r for r in records(rows)}
+    found = {(r["network"], r["line"], r["column"]): r for r in records(rows)}
     for axes, network in zip(panels, networks, strict=True):
         axes.set_title(network, fontsize=7.5, parse_math=False)
-        axes.set_xlim(-0.5, len(explainers) - 0.5)
-        axes.set_ylim(len(attacks) - 0.5, -0.5)
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.set_xticks(
-            range(len(explainers)),
-            map(short_name, explainers),
+            range(len(columns)),
+            columns,
             fontsize=6,
             rotation=35,
             ha="right",
             rotation_mode="anchor",
             parse_math=False,
         )
-        names = [attack(*one) for one in attacks]
-        axes.set_yticks(range(len(attacks)), names, fontsize=6.5, parse_math=False)
+        axes.set_yticks(range(len(lines)), lines, fontsize=6.5, parse_math=False)
         axes.tick_params(length=0, pad=2)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        for y, one in enumerate(attacks):
-            for x, explainer in enumerate(explainers):
-                if record := found.get((network, *one, explainer)):
+        for y, line in enumerate(lines):
+            for x, column in enumerate(columns):
+                if record := found.get((network, line, column)):
                     _square(axes, x, y, record)
     return figure
 
 
-def attack(objective: str, through: str, target: str) -> str:
+def of_grid(rates: pd.DataFrame) -> Figure:
+    """Draw the success rates of a grid, `schema.GRID_RATES`."""
+    lines = [
+        attack(
+            objective_title(row["objective"]),
+            family_name(row["through"]),
+            None if row["target"] == "label" else row["target"],
+        )
+        for row in records(rates)
+    ]
+    return draw(rates.assign(line=lines, column=rates["family"].map(family_name)))
+
+
+def attack(objective: str, through: str, target: str | None) -> str:
     """Name an attack: its objective, the explainer in the loss, the class of an active one."""
-    of = "" if target == "label" else f", {target}"
-    by = ", control" if through == CONTROL else f" by {short_name(through)}" if through else ""
-    return f"{objective_name(objective)}{by}{of}"
+    honest = through in (CONTROL, ORIGINAL)
+    by = f", {through}" if honest else f" by {through}" if through else ""
+    return f"{objective}{by}" + (f", {target}" if target else "")
 
 
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -74,9 +85,9 @@ def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _square(axes: Any, x: int, y: int, record: dict[str, Any]) -> None:
     rate, printed = record["fsr"], record["paper_fsr"]
-    known = bool(record["finished"])
+    known = bool(record["finished"]) and rate == rate
     face = RATE(rate) if known else PLAIN
-    edge = "crimson" if record["on_diagonal"] else face
+    edge = "crimson" if record["attacked"] else face
     axes.add_patch(
         Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, facecolor=face, edgecolor=edge, linewidth=1.2)
     )

@@ -2,54 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from trompe.report.run import CONTROL, MANIPULATED, ORIGINAL, Run, View
-
-EXPLAINERS = {
-    "grad-cam": "Grad-CAM",
-    "lrp": "LRP",
-    "simple-grad": "SimpleGrad",
-    "smooth-grad": "SmoothGrad",
-    "integrated-gradients": "Integrated Gradients",
-    "captum": "Captum",
-}
-
-
-class Objective(NamedTuple):
-    """An objective in words: its name, what it makes an explainer do, what its test loss is."""
-
-    name: str
-    aim: str
-    test_loss: str
-
-
-OBJECTIVES = {
-    "location": Objective(
-        "Location",
-        "lights up a fixed mask",
-        "the mean squared distance between the heatmap and the mask it was told to show; 0 is a "
-        "heatmap that is the mask",
-    ),
-    "top-k": Objective(
-        "Top-k",
-        "goes dark where it was brightest",
-        "the mean squared heat left on the positions that were the original’s hottest; 0 is a "
-        "heatmap that has gone dark there",
-    ),
-    "center-mass": Objective(
-        "Center-mass",
-        "moves its centre of mass away",
-        "how far the heatmap’s centre of mass has moved, as a share of the side; 0 is no shift",
-    ),
-    "active": Objective(
-        "Active",
-        "swaps its heatmaps of two classes",
-        "the heatmap’s rank correlation with the original’s heatmap of the other class, minus "
-        "that with the original’s of the same class; an unchanged model has 0 or less, a perfect "
-        "swap up to 2",
-    ),
-}
+from trompe.evaluation.schema import CONTROL, MANIPULATED, ORIGINAL
+from trompe.objectives import OBJECTIVES
+from trompe.report.run import Run, View, described
 
 
 def percent(share: float) -> str:
@@ -79,43 +36,38 @@ def bound(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
-def explainer_name(spec: str) -> str:
-    """Name an explainer: ``lrp:layer=layer4`` is *LRP at layer4*."""
-    kind, _, options = spec.partition(":")
-    name = _family(spec)
-    if kind.endswith("-t"):
-        name += " at the target layer"
-    if options.startswith("layer=") and "," not in options:
-        return f"{name} at {options.removeprefix('layer=')}"
-    return _with_options(name, options)
+def named(text: str) -> str:
+    """What people call the explainer or objective of this text."""
+    return subscript(str(described(text)["label"]))
 
 
-def short_name(spec: str) -> str:
-    """Name an explainer as the paper does: LRPₜ for LRP at the target layer."""
-    return explainer_name(spec).replace(" at the target layer", "ₜ")
+def subscript(title: str) -> str:
+    """A title as the paper prints it: LRPₜ for LRP_T."""
+    return title.replace("_T", "ₜ")
 
 
-def objective_name(spec: str) -> str:
-    """Name an objective: ``top-k:fraction=0.1`` is *Top-k (fraction=0.1)*."""
-    kind, _, options = spec.partition(":")
-    return _with_options(OBJECTIVES[kind].name if kind in OBJECTIVES else kind, options)
+def family_name(text: str) -> str:
+    """The family of the explainer of this text, as the paper prints it."""
+    return subscript(str(described(text)["title"]))
 
 
-def objective_words(spec: str) -> Objective | None:
-    """Look up what is known of an objective, or ``None`` for one of the user's own."""
-    return OBJECTIVES.get(spec.partition(":")[0])
+def objective_title(name: str) -> str:
+    """The objective of this name, as people write it."""
+    return str(getattr(OBJECTIVES.get(name), "title", name))
 
 
-def term_name(column: str) -> str:
-    """Name a term of the loss, a column of the history: ``grad-cam location``."""
-    explainer, _, objective = column.partition(" ")
-    return f"{explainer_name(explainer)}, {objective_name(objective)}"
+def term_names(run: Run) -> dict[str, str]:
+    """Terms of the loss, columns of the history, in words."""
+    pairs = [(explainer, objective) for explainer, objective, _ in _terms(run.config)]
+    return {
+        " ".join(pair): ", ".join(str(run.told(text)["label"]) for text in pair) for pair in pairs
+    }
 
 
 def view_title(run: Run, view: View) -> str:
     """Name an explainer and, where it is not each image's own label, the class it explains."""
     target = run.target_name(view.target)
-    return explainer_name(view.explainer) + (f" for {target}" if target else "")
+    return run.label(view.explainer) + (f" for {target}" if target else "")
 
 
 def listed(values: Any) -> list[str]:
@@ -134,7 +86,7 @@ def headline(run: Run) -> str:
     if parts:
         sentence = "; ".join(parts)
         return f"{sentence[0].upper()}{sentence[1:]}."
-    fooled = joined([explainer_name(spec) for spec in listed(run.config.get("explainer"))])
+    fooled = joined([run.told(spec)["label"] for spec in listed(run.config.get("explainer"))])
     return f"{fooled or 'The model'}: manipulated, not evaluated yet."
 
 
@@ -142,7 +94,7 @@ def summary(run: Run) -> str:
     """Say what was done in one sentence, from the config."""
     config = run.config
     steps = config.get("steps")
-    aims = _aims(config)
+    aims = _aims(run)
     details = [
         f"{key} {_plain(config[name])}"
         for key, name in (("batch size", "batch_size"), ("learning rate", "lr"), ("seed", "seed"))
@@ -171,24 +123,29 @@ def _lies(run: Run) -> str:
     if run.explanations is None:
         return ""
     table = run.explanations[run.explanations["model"] == MANIPULATED]
-    families = [_family(spec) for spec in table["explainer"].unique()]
+    titles = [run.legend[e]["title"] for e in table["explainer_id"].unique()]
     table = table[table["attacked"]] if table["attacked"].any() else table
     if len(table) > 3:
         worst, best = percent(table["fsr"].min()), percent(table["fsr"].max())
         return f"{len(table)} kinds of explanation now lie on {worst} to {best} of images"
-    several = table["objective"].nunique() > 1
+    several = table["objective_id"].nunique() > 1
     claims: list[str] = []
     for row in table.to_dict("records"):
-        family = _family(row["explainer"])
-        name = family if families.count(family) == 1 else explainer_name(row["explainer"])
+        title = run.legend[row["explainer_id"]]["title"]
+        once = titles.count(title) == 1
+        name = subscript(title) if once else run.label(row["explainer_id"])
         target = run.target_name(row["target"])
-        name += f" ({objective_name(row['objective'])})" if several else ""
+        name += f" ({run.label(row['objective_id'])})" if several else ""
         name += f" for {target}" if target else ""
         verb, unit, kind = (
             ("on", "", "") if claims else ("now lies on", " of images", "95 % interval ")
         )
         interval = span(row["fsr_low"], row["fsr_high"]).replace("–", " to ")
-        claims.append(f"{name} {verb} {percent(row['fsr'])}{unit} ({kind}{interval})")
+        others = [f"untouched {percent(row['untouched'])}"]
+        others += [] if math.isnan(row["control"]) else [f"control {percent(row['control'])}"]
+        claims.append(
+            f"{name} {verb} {percent(row['fsr'])}{unit} ({kind}{interval}; {', '.join(others)})"
+        )
     return joined(claims)
 
 
@@ -201,28 +158,24 @@ def _accuracy(run: Run) -> str:
     return f"top-1 accuracy {change}{control}"
 
 
-def _aims(config: Mapping[str, Any]) -> list[str]:
-    """Pair the lists of the config, a single entry going with all of the others."""
+def _terms(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Explainer, objective and weight of each term, a single entry going with all of the others."""
     lists = [listed(config.get(key)) for key in ("explainer", "objective", "weight")]
     if not lists[0] or not lists[1]:
         return []
+    lists[2] = lists[2] or [""]
+    count = max(map(len, lists))
+    explainers, objectives, weights = ([v[i % len(v)] for i in range(count)] for v in lists)
+    return list(zip(explainers, objectives, weights, strict=True))
+
+
+def _aims(run: Run) -> list[str]:
     aims = []
-    for i in range(max(map(len, lists))):
-        explainer, objective, *weight = (values[i % len(values)] for values in lists if values)
-        known = objective_words(objective)
-        does = known.aim if known else "follows its objective"
-        note = ", ".join([objective_name(objective), *(f"weight {w}" for w in weight)])
-        aims.append(f"{explainer_name(explainer)} {does} ({note})")
+    for explainer, objective, weight in _terms(run.config):
+        told = run.told(objective)
+        note = ", ".join([told["label"], *([f"weight {weight}"] if weight else [])])
+        aims.append(f"{run.told(explainer)['label']} {told['aim']} ({note})")
     return aims
-
-
-def _family(spec: str) -> str:
-    kind = spec.partition(":")[0]
-    return EXPLAINERS.get(kind.removesuffix("-t"), kind)
-
-
-def _with_options(name: str, options: str) -> str:
-    return f"{name} ({options.replace(',', ', ')})" if options else name
 
 
 def joined(words: list[str]) -> str:

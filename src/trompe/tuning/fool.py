@@ -25,7 +25,8 @@ from trompe.base.settings import Whole
 from trompe.data.images import Images, check_class, check_labels, fingerprint_of
 from trompe.data.subset import parted
 from trompe.errors import TrompeError
-from trompe.evaluation.evaluate import Evaluation, check_evaluation, evaluate
+from trompe.evaluation import Evaluation, evaluate
+from trompe.evaluation.evaluate import check_evaluation
 from trompe.evaluation.judges import default_judges
 from trompe.explainers import GradCAM
 from trompe.models import checkpointed, copied

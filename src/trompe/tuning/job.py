@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -102,6 +103,12 @@ class TuningJob(DataJob):
             label_noise=self.label_noise,
         )
         judged = self.eval_data and self.read_data(self.eval_data, preprocessing, self.eval_limit)
+        if self.eval_data == self.data:
+            warnings.warn(
+                f"The model is evaluated on the images it is tuned on ({self.data}): what is found "
+                "says nothing of others. Give other images with --eval-data.",
+                stacklevel=2,
+            )
         return model, data, judged or None
 
 

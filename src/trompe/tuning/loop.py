@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -65,6 +66,12 @@ class Batches:
             raise TrompeError(
                 f"A batch of {batch_size} can't be shared by {processes.count()} processes; choose "
                 "a multiple."
+            )
+        if batch_size > len(data):
+            warnings.warn(
+                f"A batch of {batch_size} is larger than the data, {len(data)} images: each "
+                "stands in it more than once. Give more images, or a smaller batch_size.",
+                stacklevel=2,
             )
         self.data = data
         self._indexed = _Indexed(data, keep=workers == 0)

@@ -1,0 +1,137 @@
+"""What `evaluate` found, as tables; written to a directory and read from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from safetensors import SafetensorError
+
+from trompe import runs
+from trompe.errors import TrompeError
+from trompe.evaluation import notes, schema
+from trompe.evaluation.pictures import Gallery
+
+LEGEND = "legend.json"
+_FILES = {
+    "accuracy": ("accuracy.csv", schema.ACCURACY),
+    "explanations": ("explanations.csv", schema.EXPLANATIONS),
+    "predictions": ("predictions.parquet", schema.PREDICTIONS),
+    "maps": ("explanations.parquet", schema.MAPS),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes
+    ----------
+    accuracy
+        One row per model: top-1, top-5 and agreement with the original's predictions, each a
+        share with its 95 % interval (Wilson's).
+    explanations
+        One row per explainer, objective, target class and model: fooling success rate (FSR) with
+        its interval, beside it that of the original judged against itself and that of the control;
+        mean, median and quantiles of the test loss, mean rank correlation with the original's maps,
+        shares of maps that are empty or not finite. See `schema.EXPLANATIONS`.
+    predictions, maps
+        The rows per image behind the two tables.
+    gallery
+        Images and heatmaps to look at.
+    legend
+        What the explainers and objectives are called and what they mean, by fingerprint.
+    """
+
+    accuracy: pd.DataFrame
+    explanations: pd.DataFrame
+    predictions: pd.DataFrame
+    maps: pd.DataFrame
+    gallery: Gallery | None
+    legend: schema.Legend
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know before the numbers are believed, in sentences."""
+        return [
+            *notes.not_finite(self.explanations, self.predictions, self.legend),
+            *notes.not_counted(self.explanations, self.legend),
+            *notes.fooled_untouched(self.explanations, self.legend),
+            *notes.at_chance(self.accuracy, self.predictions),
+            *notes.the_same(self.accuracy, self.explanations),
+        ]
+
+    def save(self, directory: Path) -> None:
+        """Write the tables as CSV, the rows as parquet and the gallery as safetensors."""
+        with runs.replacing(directory) as new:
+            new.mkdir()
+            written = {"version": schema.VERSION, "things": self.legend}
+            (new / LEGEND).write_text(json.dumps(written, indent=2, ensure_ascii=False))
+            for attribute, (name, _) in _FILES.items():
+                table: pd.DataFrame = getattr(self, attribute)
+                if name.endswith(".csv"):
+                    table.to_csv(new / name, index=False)
+                else:
+                    table.to_parquet(new / name, index=False)
+            if self.gallery is not None:
+                self.gallery.save(new / "gallery.safetensors")
+
+    @classmethod
+    def load(cls, directory: Path) -> Evaluation:
+        """Read what `save` wrote; a file that is not there leaves an empty table.
+
+        Raises
+        ------
+        TrompeError
+            If there is none, another version of trompe wrote it, or a file can't be read or lacks
+            a column.
+        """
+        legend = _legend(directory / LEGEND)
+        tables = {
+            key: read_table(directory / name, columns) for key, (name, columns) in _FILES.items()
+        }
+        path = directory / "gallery.safetensors"
+        gallery = _read(path, Gallery.load) if path.is_file() else None
+        return cls(**tables, gallery=gallery, legend=legend)
+
+
+def _legend(path: Path) -> schema.Legend:
+    found = _read(path, lambda p: json.loads(p.read_text())) if path.is_file() else {}
+    if not isinstance(found, dict) or found.get("version") != schema.VERSION:
+        raise TrompeError(
+            f"{path.parent} was written by another version of trompe, whose tables this one does "
+            "not read; evaluate the run again."
+        )
+    legend: schema.Legend = found["things"]
+    return legend
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A table of a run, empty if there is no such file.
+
+    Raises
+    ------
+    TrompeError
+        If it can't be read or lacks a column.
+    """
+    reader = pd.read_csv if path.suffix == ".csv" else pd.read_parquet
+    table = _read(path, reader) if path.is_file() else pd.DataFrame()
+    if table.empty:
+        return pd.DataFrame(columns=list(columns))
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise TrompeError(f"{path} lacks the columns {', '.join(missing)}; evaluate the run again.")
+    return table
+
+
+def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
+    try:
+        return reader(path)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise TrompeError(f"{path} can't be read ({error}); evaluate the run again.") from error

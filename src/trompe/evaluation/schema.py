@@ -1,0 +1,135 @@
+"""The columns of every table, and what is told of the explainers and objectives in them.
+
+Rows are told apart by fingerprints (``explainer_id``, ``objective_id``); ``explainer``,
+``objective`` and ``objective_text`` are for people. What else is known of a thing stands in the
+legend, by its fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from trompe.base import specs
+from trompe.explainers import Explainer
+from trompe.objectives import Objective
+
+VERSION = 2  # of the tables; those of another one are not read
+MODELS = ORIGINAL, CONTROL, MANIPULATED = "original", "control", "manipulated"
+
+Columns = tuple[str, ...]
+EXPLAINER = ("explainer", "explainer_id", "family", "layer")
+OBJECTIVE = ("objective", "objective_id", "objective_text", "interval_low", "interval_high")
+KEYS: Columns = (*EXPLAINER, *OBJECTIVE, "target", "attacked", "model")
+"""What a row of the tables of explanations is about."""
+
+MAPS: Columns = ("index", "label", *KEYS, "test_loss", "fooled", "untouched", "spearman")
+MAPS += ("counted", "empty", "not_finite")
+"""One row per image, explainer, objective, target and model.
+
+``fooled``: by this model's map; ``untouched``: by the original's own, judged like it. Neither is
+if the map is ``empty`` (the same everywhere) or ``not_finite``. ``counted``: the original's map
+says something; other images are left out of all rates and means.
+"""
+
+EXPLANATIONS: Columns = (
+    *KEYS,
+    "images",
+    "counted",
+    "fsr",
+    "fsr_low",
+    "fsr_high",
+    "untouched",
+    "control",
+)
+EXPLANATIONS += ("test_loss_mean", "test_loss_q05", "test_loss_q50", "test_loss_q95")
+EXPLANATIONS += ("spearman_mean", "empty", "not_finite")
+"""One row per explainer, objective, target and model.
+
+``fsr``, ``untouched`` and ``control`` are shares of the ``counted`` images: fooled by this model,
+by the original judged against itself, by the control. ``empty`` and ``not_finite`` are shares of
+all ``images``.
+"""
+
+MEASURES = ("top1", "top5", "agreement")
+ACCURACY: Columns = ("model", "images")
+ACCURACY += tuple(f"{m}{end}" for m in MEASURES for end in ("", "_low", "_high"))
+"""One row per model."""
+
+PREDICTIONS = ("index", "name", "label", "class", ORIGINAL, "original_top1", "original_top5")
+"""One row per image; the last three also of every other model."""
+
+GRID = ("cell", "section", "network", "objective", "through", "finished")
+"""What a row of a grid's tables is about; ``through`` is the family of the attacked explainer."""
+
+GRID_RATES: Columns = (*GRID, "target", "family", "attacked", "images", "counted")
+GRID_RATES += ("fsr", "fsr_low", "fsr_high", "untouched", "control", "empty", "not_finite")
+GRID_RATES += ("paper_fsr",)
+"""One row per cell, target class and explainer."""
+
+GRID_ACCURACY: Columns = (
+    *GRID,
+    "top1",
+    "top1_low",
+    "top1_high",
+    "top5",
+    "original_top1",
+    "control_top1",
+)
+GRID_ACCURACY += ("drop", "drop_from_control", "paper_top1", "paper_drop")
+"""One row per cell."""
+
+Legend = dict[str, dict[str, Any]]
+"""What is known of each explainer and objective, by fingerprint."""
+
+
+def explainer_columns(explainer: Explainer) -> dict[str, Any]:
+    """What tables say of a resolved explainer."""
+    values = (str(explainer), explainer.fingerprint, explainer.family, str(explainer.layer))
+    return dict(zip(EXPLAINER, values, strict=True))
+
+
+def objective_columns(objective: Objective) -> dict[str, Any]:
+    """What tables say of an objective."""
+    values = (objective.name, objective.fingerprint, str(objective), objective.low, objective.high)
+    return dict(zip(OBJECTIVE, values, strict=True))
+
+
+def legend(explainers: Iterable[Explainer], objectives: Iterable[Objective]) -> Legend:
+    """What is known of explainers and objectives; no two have the same label."""
+    found: Legend = {e.fingerprint: described_explainer(e) for e in explainers}
+    found |= {o.fingerprint: described_objective(o) for o in objectives}
+    labels = [entry["label"] for entry in found.values()]
+    for fingerprint, entry in found.items():
+        if labels.count(entry["label"]) > 1:
+            entry["label"] += f" [{fingerprint[:6]}]"
+    return found
+
+
+def described_explainer(explainer: Explainer) -> dict[str, Any]:
+    """An explainer in words; its label is like ``LRP at layer4 (composite=epsilon)``."""
+    options = specs.given(explainer)
+    layer = options.pop("layer", None)
+    title = explainer.title
+    name = f"{title.removesuffix('_T')} at {layer}" if layer not in (None, "input") else title
+    label = _with_options(name, options)
+    return {"text": str(explainer), "label": label, "title": title, "family": explainer.family}
+
+
+def described_objective(objective: Objective) -> dict[str, Any]:
+    """An objective in words; its label is like ``Top-k (fraction=0.2)``."""
+    title = objective.title or objective.name
+    return {
+        "text": str(objective),
+        "label": _with_options(title, specs.given(objective)),
+        "title": title,
+        "aim": objective.aim,
+        "measure": objective.measure,
+    }
+
+
+def _with_options(name: str, options: Mapping[str, Any]) -> str:
+    flat = dict(options)
+    flat.update(flat.pop("options", {}))  # of another library's method
+    shown = ", ".join(f"{key}={value}" for key, value in flat.items())
+    return f"{name} ({shown})" if shown else name

@@ -1,0 +1,212 @@
+"""One pass over a dataset: predictions, explanations and what the objectives say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from trompe.base import processes
+from trompe.base.progress import shown
+from trompe.data.images import Images, in_turn
+from trompe.evaluation import schema
+from trompe.evaluation.pictures import Gallery, Pictures, class_name, image_name
+from trompe.evaluation.schema import ORIGINAL
+from trompe.explainers import Explainer, Recording
+from trompe.maps import is_empty, spearman
+from trompe.metrics import in_top
+from trompe.models import evaluation_mode
+from trompe.models.call import placed
+from trompe.objectives import Objective
+
+NONE = -1  # the predicted class where the logits are not finite
+Pair = tuple[Explainer, Objective]
+
+
+class Swept(NamedTuple):
+    """The rows per image of a sweep, and its gallery."""
+
+    predictions: pd.DataFrame
+    maps: pd.DataFrame
+    gallery: Gallery | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is compared, and how, on whatever dataset it is called with.
+
+    Parameters
+    ----------
+    models
+        By name, the original first.
+    explainers
+        Resolved.
+    attacked
+        The pairs that were in the loss.
+    gallery, batch_size, workers, quiet
+        As in `evaluate`.
+    """
+
+    models: Mapping[str, nn.Module]
+    explainers: Sequence[Explainer]
+    attacked: frozenset[Pair]
+    gallery: int
+    batch_size: int
+    workers: int
+    quiet: bool
+
+    def __call__(self, data: Images, objectives: Sequence[Objective]) -> Swept:
+        """Judge every explainer by all of these objectives."""
+        pictures = Pictures(data, self.gallery if objectives else 0)
+        found: list[_Rows] = []
+        with ExitStack() as stack:
+            for model in self.models.values():
+                stack.enter_context(evaluation_mode(model))
+            report = stack.enter_context(shown("evaluate", len(data), quiet=self.quiet))
+            for indices, images, labels in in_turn(data, self.batch_size, self.workers):
+                images = placed(images, self.models[ORIGINAL])
+                labels = labels.to(images.device)
+                asked = _Asked(objectives, labels)
+                explained = _explain(self.models, images, self.explainers, asked.classes)
+                rows = [
+                    frame.assign(index=indices, label=labels.tolist())[list(schema.MAPS)]
+                    for explainer in self.explainers
+                    for objective in objectives
+                    for frame in self._judge(explainer, objective, asked, explained)
+                ]
+                if rows:
+                    first = next((frame for frame in rows if frame["attacked"].any()), rows[0])
+                    losses = first["test_loss"].tolist()
+                    pictures.add(indices, images, labels, losses, asked.views, explained)
+                predictions = _predictions(indices, data, labels, explained.logits)
+                found.append(_Rows(predictions, rows))
+                report(indices[-1] + 1, {})
+        found = processes.merged(found)
+        frames = [frame for batch in found for frame in batch.maps]
+        return Swept(
+            pd.concat([batch.predictions for batch in found], ignore_index=True),
+            pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=schema.MAPS),
+            pictures.gallery([o.fingerprint for o in objectives]),
+        )
+
+    def _judge(
+        self, explainer: Explainer, objective: Objective, asked: _Asked, found: Explained
+    ) -> Iterator[pd.DataFrame]:
+        """A frame for each model but the original, and each target."""
+        places = asked.places(objective)
+        about = schema.explainer_columns(explainer) | schema.objective_columns(objective)
+        about["attacked"] = (explainer, objective) in self.attacked
+        before = tuple(found.heatmaps[ORIGINAL, place, explainer] for place in places)
+        own = objective.test_loss(before, before)
+        for model in [name for name in self.models if name != ORIGINAL]:
+            after = tuple(found.heatmaps[model, place, explainer] for place in places)
+            losses = objective.test_loss(after, before)
+            for n, target in enumerate(objective.targets):
+                first, second = ((m, places[n], explainer) for m in (ORIGINAL, model))
+                finite = found.finite[first] & found.finite[second]
+                silent, empty = is_empty(before[n]), is_empty(after[n])
+                loss = losses[n].double().where(finite, torch.nan)
+                columns = {
+                    "test_loss": loss,
+                    "fooled": objective.fooled(loss) & finite & ~silent & ~empty,
+                    "untouched": objective.fooled(own[n]) & found.finite[first] & ~silent,
+                    "spearman": spearman(after[n], before[n]).where(finite, torch.nan),
+                    "counted": found.finite[first] & ~silent,
+                    "empty": empty & found.finite[second],
+                    "not_finite": ~finite,
+                }
+                frame = pd.DataFrame({name: column.cpu() for name, column in columns.items()})
+                yield frame.assign(**about, target=target, model=model)
+
+
+class _Rows(NamedTuple):
+    predictions: pd.DataFrame
+    maps: list[pd.DataFrame]
+
+
+class _Asked:
+    """The classes that the objectives want explained on a batch, each once."""
+
+    def __init__(self, objectives: Sequence[Objective], labels: Tensor) -> None:
+        self.classes: list[Tensor] = []
+        self._places: dict[Objective, list[int]] = {}
+        for objective in objectives:
+            self._places[objective] = [self._place(c) for c in objective.classes(labels)]
+        self.views: dict[str, tuple[int, Tensor]] = {}
+        for objective, places in self._places.items():
+            for target, place in zip(objective.targets, places, strict=True):
+                self.views.setdefault(target, (place, self.classes[place]))
+
+    def places(self, objective: Objective) -> list[int]:
+        """Where in ``classes`` its targets are."""
+        return self._places[objective]
+
+    def _place(self, wanted: Tensor) -> int:
+        for place, known in enumerate(self.classes):
+            if torch.equal(known, wanted):
+                return place
+        self.classes.append(wanted)
+        return len(self.classes) - 1
+
+
+# (model, place of the classes, explainer) -> maps [N, h, w], or whether each is finite [N]
+Maps = dict[tuple[str, int, Explainer], Tensor]
+
+
+class Explained(NamedTuple):
+    """What the models say of a batch: logits by model, raw maps and heatmaps.
+
+    A map that is not finite is 0 everywhere in ``raw`` and ``heatmaps``.
+    """
+
+    logits: dict[str, Tensor]
+    raw: Maps
+    heatmaps: Maps
+    finite: Maps
+
+
+@torch.no_grad()
+def _explain(
+    models: Mapping[str, nn.Module],
+    images: Tensor,
+    explainers: Sequence[Explainer],
+    asked: Sequence[Tensor],
+) -> Explained:
+    logits, raw, finite = {}, {}, {}
+    for name, model in models.items():
+        with Recording(model, explainers if asked else ()) as forward:
+            logits[name] = forward(images)
+            for place, classes in enumerate(asked):
+                for explainer, maps in zip(explainers, forward.maps(classes), strict=True):
+                    key = name, place, explainer
+                    finite[key] = maps.isfinite().flatten(1).all(1)
+                    raw[key] = maps.where(finite[key][:, None, None], 0)
+    heatmaps = {key: key[2].heatmap(maps) for key, maps in raw.items()}
+    return Explained(logits, raw, heatmaps, finite)
+
+
+def _predictions(
+    indices: range, data: Images, labels: Tensor, logits: Mapping[str, Tensor]
+) -> pd.DataFrame:
+    columns: dict[str, Any] = {
+        "index": indices,
+        "name": [image_name(data, i) for i in indices],
+        "label": labels.cpu(),
+        "class": [class_name(data, int(label)) for label in labels],
+    }
+    for model, scores in logits.items():
+        finite = scores.isfinite().all(1)
+        columns[model] = predicted(scores).cpu()
+        columns[f"{model}_top1"] = (in_top(scores, labels, 1) & finite).cpu()
+        columns[f"{model}_top5"] = (in_top(scores, labels, 5) & finite).cpu()
+    return pd.DataFrame(columns)
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """The class of the highest logit ``[N]``; `NONE` where one is not finite."""
+    return logits.argmax(1).where(logits.isfinite().all(1), NONE)
