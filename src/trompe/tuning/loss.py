@@ -83,7 +83,7 @@ class StepLoss:
             for i, (chosen, source) in enumerate(parted.values())
         ]
         self.sources = list(dict.fromkeys(group.batches for group in self._groups))
-        self._names = dict(zip(terms, unique(map(str, terms)), strict=True))
+        self._names = dict(zip(map(id, terms), unique(map(str, terms)), strict=True))
 
     @property
     def kept(self) -> list[_Before]:
@@ -110,7 +110,7 @@ class StepLoss:
                     shares["top1"] = in_top(logits, labels, 1).float().mean()
                 found, kept_up = group.losses(forward, labels, before)
                 for term, value, success in found:
-                    parts[self._names[term]] = value
+                    parts[self._names[id(term)]] = value
                     total = total + term.weight * value
                     successes.append(success)
                 for name, value in kept_up.items():
