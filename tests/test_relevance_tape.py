@@ -10,8 +10,34 @@ from torch import nn
 from tests.models.small import images, make
 from trompe import LRP, Recording, TrompeError
 from trompe.explainers.base import run
-from trompe.explainers.relevance import COMPOSITES, Tape, propagate, register_rule
+from trompe.explainers.relevance import (
+    COMPOSITES,
+    Tape,
+    find_composite,
+    propagate,
+    register_rule,
+)
 from trompe.explainers.relevance.operations import RULES, WEIGHTED
+
+
+@torch.jit.script
+def scripted(a: torch.Tensor):
+    return a * a.sigmoid()
+
+
+class Same(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a):
+        return a
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def assigned(tensor, columns, other):
+    tensor[:, columns] = other[:, columns]
+    return tensor
 
 
 class TestTape:
@@ -73,6 +99,129 @@ class TestTape:
 
         with pytest.raises(TrompeError, match="does not depend on"):
             LRP(layer="unused")(Ignores(), images(), 0)
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda a: torch.fft.irfft(torch.fft.rfft(a)),
+            lambda a: torch.cumprod(a, 1),
+            lambda a: torch.ops.aten.cumprod(a, 1),
+            lambda a: nn.functional.log_softmax(a, 1),
+        ],
+        ids=["fft_irfft", "cumprod", "cumprod", "log_softmax"],
+    )
+    def test_an_operation_without_a_rule_is_named(self, function, request):
+        tape, start, out, value = self.record(function, torch.ones(1, 4, dtype=torch.float64))
+        name = request.node.callspec.id.rstrip("01")
+        with pytest.raises(TrompeError, match=rf"'{name}' in the model's own .*_rule\('{name}'\)"):
+            propagate(tape, value, out, find_composite("epsilon"), {start})
+
+    @pytest.mark.parametrize(
+        ("function", "message"),
+        [
+            (lambda a: scripted(a), "called where LRP can't follow it: by TorchScript"),
+            (lambda a: a + scripted(a), "called where LRP can't follow it: by TorchScript"),
+            (lambda a: torch.from_numpy(a.detach().numpy()), "'numpy' in the model's own .* turns"),
+            (lambda a: torch.tensor(a.tolist()).double(), "'tolist' in the model's own .* turns"),
+            (lambda a: (a * 9).to(torch.int64).double(), "'to' in the model's own .* turns"),
+            (
+                lambda a: (
+                    torch.quantize_per_tensor(a.float(), 0.1, 0, torch.qint8).dequantize().double()
+                ),
+                "'quantize_per_tensor' in the model's own .* turns",
+            ),
+        ],
+        ids=["script", "script beside", "numpy", "list", "integers", "quantised"],
+    )
+    def test_where_the_trail_is_lost_is_said(self, function, message):
+        with pytest.raises(TrompeError, match=message):
+            self.record(function, torch.ones(1, 4, dtype=torch.float64))
+
+    def test_a_scripted_module_is_named(self):
+        class Inner(nn.Module):
+            def forward(self, x):
+                return x * x.sigmoid()
+
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(Inner()), nn.Flatten())
+        with pytest.raises(
+            TrompeError, match="is called where LRP can't follow it: by TorchScript"
+        ):
+            LRP()(model, images(), 0)
+
+    def test_an_autograd_function_that_returns_its_input_changes_nothing_or_is_named(self):
+        class Reversed(nn.Module):
+            def forward(self, x):
+                return Same.apply(x)
+
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), Reversed(), nn.ReLU(), nn.Flatten())
+        plain = nn.Sequential(*(module for i, module in enumerate(model) if i != 1))
+        try:
+            torch.testing.assert_close(LRP()(model, images(), 0), LRP()(plain, images(), 0))
+        except TrompeError as error:
+            assert "autograd function that returns its input" in str(error)
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda a, canvas: canvas[:, :2].copy_(a[:, :2]) is None or canvas,
+            lambda a, canvas: canvas[:, 1:].add_(a[:, 1:]) is None or canvas,
+            lambda a, canvas: torch.exp(a[:, :2], out=canvas[:, :2]) is None or canvas,
+        ],
+    )
+    def test_a_part_that_is_written_and_read_as_a_whole_is_refused(self, function):
+        with pytest.raises(TrompeError, match="writes into a part of a tensor"):
+            self.record(
+                lambda a: function(a, torch.zeros(1, 4).double()), torch.ones(1, 4).double()
+            )
+
+    @pytest.mark.parametrize(
+        ("written", "plain"),
+        [
+            (lambda a, c: c.copy_(a), lambda a, c: a),
+            (lambda a, c: c.add_(a), lambda a, c: a + c),
+            (lambda a, c: torch.add(a, a, out=c), lambda a, c: a + a),
+            (lambda a, c: torch.exp(a, out=c), lambda a, c: a.exp()),
+            (lambda a, c: torch.exp(a, out=a), lambda a, c: a.exp()),
+            (lambda a, c: a.transpose_(0, 1).t_(), lambda a, c: a),
+            (lambda a, c: a.masked_fill_(c > 2, 0.0), lambda a, c: a * (c <= 2)),
+            (
+                lambda a, c: assigned(c, slice(2), a),
+                lambda a, c: torch.cat([a[:, :2], c[:, 2:]], 1),
+            ),
+            (
+                lambda a, c: assigned(a.clone(), 1, c),
+                lambda a, c: torch.cat([a[:, :1], c[:, 1:2], a[:, 2:]], 1),
+            ),
+        ],
+    )
+    def test_what_is_written_into_a_tensor_is_followed(self, written, plain):
+        x = torch.tensor([[1.0, -2.0, 3.0, 0.5]], dtype=torch.float64)
+        found = []
+        for function in (written, plain):
+            constant = torch.arange(4.0, dtype=torch.float64)[None]
+            tape, start, out, value = self.record(lambda a: function(a, constant), x)  # noqa: B023
+            found.append(propagate(tape, value, out, find_composite("epsilon"), {start})[start])
+        torch.testing.assert_close(*found)
+
+    def test_a_rule_that_returns_something_else_is_refused(self):
+        tape, start, out, value = self.record(torch.nan_to_num, torch.ones(1, 4).double())
+        for wrong in ([], [torch.zeros(1, 3)], [torch.zeros(1, 4)] * 2):
+            RULES["nan_to_num"] = lambda operation, relevance, wrong=wrong: wrong
+            try:
+                with pytest.raises(TrompeError, match=r"rule for .*'nan_to_num'.* \[\(1, 4\)\]"):
+                    propagate(tape, value, out, find_composite("epsilon"), {start})
+            finally:
+                del RULES["nan_to_num"]
+
+    @pytest.mark.parametrize("register", ["full_backward_hook", "full_backward_pre_hook"])
+    def test_backward_hooks_change_nothing(self, register):
+        model, x = make("resnet"), images(2)
+        explainers = [LRP(), LRP(composite="epsilon", batch_norm="fold"), LRP(layer="layer3")]
+        before = [explainer(model, x, 1) for explainer in explainers]
+        for name in ("stem.0", "layer4.0.conv1", "layer4", "fc"):
+            getattr(model.get_submodule(name), f"register_{register}")(lambda *_: None)
+        for explainer, without in zip(explainers, before, strict=True):
+            torch.testing.assert_close(explainer(model, x, 1), without)
 
     def test_a_registered_operation_works(self):
         class Scaled(nn.Module):

@@ -125,12 +125,7 @@ class Tape(TorchFunctionMode):
         TrompeError
             If the tensor doesn't depend on a start value, or through what can't be recorded.
         """
-        if self._unseen:
-            raise TrompeError(
-                f"{self._unseen} is called where LRP can't follow it: by TorchScript, an "
-                "extension, or an autograd function that returns its input. Write this part of "
-                "the model in plain PyTorch, or explain a layer above it."
-            )
+        self._refuse_unseen()
         value = self._lookup(tensor)
         if (value is None or value.beside) and self._left:
             raise TrompeError(
@@ -146,6 +141,8 @@ class Tape(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         for module in self._names:
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                continue
             for hook in (
                 module.register_forward_pre_hook(self._enter_module),
                 module.register_forward_hook(self._leave_module, always_call=True),
@@ -228,7 +225,10 @@ class Tape(TorchFunctionMode):
         for index, tensor in _outputs(target if in_place and result is None else result):
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 continue
-            if target is not None or not any(tensor is leaf for leaf in found):
+            same = [leaf for leaf in found if target is None and _is_same(leaf, tensor)]
+            if same:
+                self._follow(tensor, found[same[0]])
+            else:
                 output = self._follow(tensor, Value.of(tensor, name, beside=beside))
                 held = list(tensors.values()) if reads else []
                 if KINDS.get(name) == "linear" and not beside:
@@ -252,6 +252,14 @@ class Tape(TorchFunctionMode):
             with self.paused():
                 if any(self._is_followed(leaf) for leaf in leaves(args)):
                     self._unseen = self._unseen or describe(name, self._path)
+
+    def _refuse_unseen(self) -> None:
+        if self._unseen:
+            raise TrompeError(
+                f"{self._unseen} is called where LRP can't follow it: by TorchScript, an "
+                "extension, or an autograd function that returns its input. Write this part of "
+                "the model in plain PyTorch, or explain a layer above it."
+            )
 
     @property
     def _path(self) -> str:
@@ -278,6 +286,7 @@ class Tape(TorchFunctionMode):
         if leaf not in self._live:
             whole = leaf if leaf._base is None else leaf._base
             if whole in self._lost or self._is_followed(whole):
+                self._refuse_unseen()
                 writer = self._lost.get(whole, "The model")  # type: ignore[no-untyped-call]
                 raise TrompeError(
                     f"{writer} writes into a part of a tensor that is read as a whole, or the "
@@ -368,6 +377,16 @@ def _has_weights(args: Args, kwargs: Kwargs) -> bool:
     found = leaves((args, kwargs))
     return any(
         isinstance(leaf if leaf._base is None else leaf._base, nn.Parameter) for leaf in found
+    )
+
+
+def _is_same(tensor: Tensor, other: Tensor) -> bool:
+    """Whether both are the same numbers in the same memory, in the same form."""
+    return tensor is other or (
+        tensor.shape == other.shape
+        and tensor.stride() == other.stride()
+        and tensor.dtype == other.dtype
+        and tensor.data_ptr() == other.data_ptr()
     )
 
 
