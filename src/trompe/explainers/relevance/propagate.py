@@ -71,6 +71,8 @@ def propagate(
                 del arrived[operation.output]
             rule = composite.rule(operation, tape.depth)
             shares = _checked(rule(operation, received), operation)
+            ends = (value.beside for value in operation.inputs)
+            shares = [None if end else s for s, end in zip(shares, ends, strict=True)]
             if observer is not None:
                 observer(operation, rule, received, shares)
             for value, share in zip(operation.inputs, shares, strict=True):

@@ -22,7 +22,8 @@ class Value:
     """What stands for a tensor of the forward pass: its form, and what its numbers are for.
 
     ``origin`` names the operation that made it; ``gate`` says how much it is like a gate
-    (`gates.gate`).
+    (`gates.gate`). A value ``beside`` the followed ones is computed from the image, too, but not
+    from a start value; relevance that it gets ends there.
     """
 
     shape: torch.Size
@@ -30,11 +31,12 @@ class Value:
     dtype: torch.dtype
     origin: str = ""
     gate: int = 0
+    beside: bool = False
 
     @classmethod
-    def of(cls, tensor: Tensor, origin: str = "", gate: int = 0) -> Value:
+    def of(cls, tensor: Tensor, origin: str = "", *, gate: int = 0, beside: bool = False) -> Value:
         """A value of the form of ``tensor``."""
-        return cls(tensor.shape, tensor.stride(), tensor.dtype, origin, gate)
+        return cls(tensor.shape, tensor.stride(), tensor.dtype, origin, gate, beside)
 
     def empty(self, like: Tensor) -> Tensor:
         """A tensor of this form with the dtype and device of ``like`` and no numbers."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache
 from types import FunctionType, TracebackType
 from typing import Any, Self, cast
@@ -106,7 +107,10 @@ class Tape(TorchFunctionMode):
 
     def start(self, tensor: Tensor, live: Tensor) -> Value:
         """Follow ``live`` from here on, in place of ``tensor``, which has the same numbers."""
-        return self._follow(live, self._lookup(tensor) or Value.of(tensor))
+        value = self._lookup(tensor)
+        if value is None:
+            value = Value.of(tensor)
+        return self._follow(live, replace(value, beside=False) if value.beside else value)
 
     def rename(self, tensor: Tensor, live: Tensor) -> None:
         """Follow ``live`` in place of ``tensor``, if that is followed."""
@@ -121,19 +125,14 @@ class Tape(TorchFunctionMode):
         TrompeError
             If the tensor doesn't depend on a start value, or through what can't be recorded.
         """
-        if self._unseen:
-            raise TrompeError(
-                f"{self._unseen} is called where LRP can't follow it: by TorchScript, an "
-                "extension, or an autograd function that returns its input. Write this part of "
-                "the model in plain PyTorch, or explain a layer above it."
-            )
+        self._refuse_unseen()
         value = self._lookup(tensor)
-        if value is None and self._left:
+        if (value is None or value.beside) and self._left:
             raise TrompeError(
                 f"{self._left} turns numbers into something that LRP can't follow, and the model's "
                 "output is computed from that; explain a layer above it."
             )
-        if value is None:
+        if value is None or value.beside:
             raise TrompeError(
                 "The model's output does not depend on the explained layer, so there is no "
                 "relevance to send back; choose a layer that the output is computed from."
@@ -142,6 +141,8 @@ class Tape(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         for module in self._names:
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                continue
             for hook in (
                 module.register_forward_pre_hook(self._enter_module),
                 module.register_forward_hook(self._leave_module, always_call=True),
@@ -196,9 +197,10 @@ class Tape(TorchFunctionMode):
         if not found or name in _FORM_ONLY:
             return func(*args, **kwargs)
 
+        beside = all(value.beside for value in found.values())
         tensors = {value: leaf for leaf, value in found.items()}
         call: tuple[Args, Kwargs] = substitute(given, lambda leaf: found.get(leaf, leaf))
-        reads = name not in self._not_read
+        reads = name not in self._not_read and not beside
         in_place = _is_in_place(func, args, kwargs)
         target = next(leaves((args, kwargs))) if in_place else kwargs.get("out")
         if target is not None:
@@ -209,52 +211,66 @@ class Tape(TorchFunctionMode):
             tensors = {v: before if leaf is target else leaf for v, leaf in tensors.items()}
             call = substitute(call, lambda leaf: before if leaf is target else leaf)
         versions = [tensor._version for tensor in found]
-        device = next(iter(found)).device.type
-        if torch.is_autocast_enabled(device):
-            # What changes in place keeps its dtype.
-            lift = _lift if target is None else lambda leaf: leaf
-            lifted = substitute((args, kwargs), lift)
-            with torch.autocast(device, enabled=False):
-                result = func(*lifted[0], **lifted[1])
-        else:
+        if beside:
             result = func(*args, **kwargs)
-        if target is None and versions != [tensor._version for tensor in found]:
+        else:  # what changes in place keeps its dtype
+            result = _call(func, args, kwargs, lifted=target is None)
+        if target is None and not beside and versions != [tensor._version for tensor in found]:
             raise TrompeError(
                 f"{describe(name, path)} changes its input in place in a way that can't be "
                 "followed; use the out-of-place form."
             )
-        if name in _LEAVING:
+        if name in _LEAVING and not beside:
             self._left = describe(name, path)
         for index, tensor in _outputs(target if in_place and result is None else result):
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 continue
-            if target is not None or not any(tensor is leaf for leaf in found):
-                output = self._follow(tensor, Value.of(tensor, name))
+            same = [leaf for leaf in found if target is None and _is_same(leaf, tensor)]
+            if same:
+                self._follow(tensor, found[same[0]])
+            else:
+                output = self._follow(tensor, Value.of(tensor, name, beside=beside))
                 held = list(tensors.values()) if reads else []
-                if KINDS.get(name) == "linear":
+                if KINDS.get(name) == "linear" and not beside:
                     held.append(tensor)
                 operation = Operation(
                     name, func, *call, tuple(tensors), held, output, index, path, depth, in_place
                 )
                 output.gate = gate(operation)
-                self.operations.append(operation)
-                for position, read in enumerate(held):
-                    self._readers.setdefault(_address(read), []).append((operation, position))
+                if not beside:
+                    self._keep(operation)
         return result
+
+    def _keep(self, operation: Operation) -> None:
+        self.operations.append(operation)
+        for position, read in enumerate(operation.tensors):
+            self._readers.setdefault(_address(read), []).append((operation, position))
 
     def note_unseen(self, name: str, args: Args) -> None:
         """Note an operation on followed tensors that no function of PyTorch's called."""
         if not self._paused:
             with self.paused():
-                if any(leaf in self._live for leaf in leaves(args)):
+                if any(self._is_followed(leaf) for leaf in leaves(args)):
                     self._unseen = self._unseen or describe(name, self._path)
+
+    def _refuse_unseen(self) -> None:
+        if self._unseen:
+            raise TrompeError(
+                f"{self._unseen} is called where LRP can't follow it: by TorchScript, an "
+                "extension, or an autograd function that returns its input. Write this part of "
+                "the model in plain PyTorch, or explain a layer above it."
+            )
 
     @property
     def _path(self) -> str:
         return self._stack[-1] if self._stack else ""
 
-    def _enter_module(self, module: nn.Module, _: Any) -> None:
+    def _enter_module(self, module: nn.Module, args: Args) -> None:
         self._stack.append(self._names[module])
+        if len(self._stack) == 1:
+            for leaf in leaves(args):
+                if leaf not in self._live:
+                    self._follow(leaf, Value.of(leaf, beside=True))
 
     def _leave_module(self, *_: Any) -> None:
         self._stack.pop()
@@ -263,19 +279,23 @@ class Tape(TorchFunctionMode):
         self._live[tensor] = (value, tensor._version)
         return value
 
+    def _is_followed(self, tensor: Tensor) -> bool:
+        return tensor in self._live and not self._live[tensor][0].beside
+
     def _lookup(self, leaf: Tensor) -> Value | None:
         if leaf not in self._live:
             whole = leaf if leaf._base is None else leaf._base
-            if whole in self._lost or whole in self._live:
+            if whole in self._lost or self._is_followed(whole):
+                self._refuse_unseen()
                 writer = self._lost.get(whole, "The model")  # type: ignore[no-untyped-call]
                 raise TrompeError(
-                    f"{writer} writes into a part of a tensor that is "
-                    "read as a whole, or the other way round, which can't be followed; use the "
-                    "out-of-place form, such as torch.cat."
+                    f"{writer} writes into a part of a tensor that is read as a whole, or the "
+                    "other way round, which can't be followed; use the out-of-place form, such as "
+                    "torch.cat."
                 )
             return None
         value, version = self._live[leaf]
-        if leaf._version != version:
+        if leaf._version != version and not value.beside:
             raise TrompeError(
                 "A tensor above the explained layer was changed in place through a view of it, "
                 "which can't be followed; use the out-of-place form in the model."
@@ -304,6 +324,16 @@ class _Unseen(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         self._tape.note_unseen(operation_name(func), args)
         return func(*args, **(kwargs or {}))
+
+
+def _call(function: Callable[..., Any], args: Args, kwargs: Kwargs, *, lifted: bool) -> Any:
+    """Call a function as it is, or in full precision under autocast if ``lifted``."""
+    device = next(leaves((args, kwargs))).device.type
+    if not torch.is_autocast_enabled(device):
+        return function(*args, **kwargs)
+    args, kwargs = substitute((args, kwargs), _lift) if lifted else (args, kwargs)
+    with torch.autocast(device, enabled=False):
+        return function(*args, **kwargs)
 
 
 @cache
@@ -347,6 +377,16 @@ def _has_weights(args: Args, kwargs: Kwargs) -> bool:
     found = leaves((args, kwargs))
     return any(
         isinstance(leaf if leaf._base is None else leaf._base, nn.Parameter) for leaf in found
+    )
+
+
+def _is_same(tensor: Tensor, other: Tensor) -> bool:
+    """Whether both are the same numbers in the same memory, in the same form."""
+    return tensor is other or (
+        tensor.shape == other.shape
+        and tensor.stride() == other.stride()
+        and tensor.dtype == other.dtype
+        and tensor.data_ptr() == other.data_ptr()
     )
 
 
