@@ -244,6 +244,14 @@ def test_everything_that_decides_the_items_is_in_the_fingerprint(folder):
     assert data.fingerprint != load_data(folder, SMALL).fingerprint
 
 
+def test_pairs_are_told_by_the_images_they_show(folder):
+    before = Pairs(load_data(folder, SMALL), 0, 1, size=2).fingerprint
+    assert Pairs(load_data(folder, SMALL), 0, 1, size=2).fingerprint == before
+    for file in folder.rglob("*.png"):
+        file.write_bytes(file.read_bytes() + b"more")
+    assert Pairs(load_data(folder, SMALL), 0, 1, size=2).fingerprint != before
+
+
 def test_data_sets_of_strangers_are_told_apart():
     items = labelled([0, 1, 0, 1])
     changed = [*items[:3], (items[3][0] + 1e-6, 1)]

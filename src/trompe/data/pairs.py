@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -47,9 +47,11 @@ class PairSource(Source):
         frame.paste(self._window(right, side - middle), (middle, 0))
         return frame
 
-    def content(self, row: int) -> tuple[str, int, int]:
-        """Return the dataset's fingerprint and the indices of the left and of the right image."""
-        return self.dataset.fingerprint, *self._sides(row)
+    def content(self, row: int) -> Any:
+        """Return what the left and the right image are, and what they go through."""
+        rows = (int(self.dataset.rows[index]) for index in self._sides(row))
+        preprocessing = replace(self.dataset.preprocessing, classes=())
+        return [*map(self.dataset.source.content, rows), preprocessing]
 
     def name(self, row: int) -> str:
         """Return the names of the left and of the right image."""

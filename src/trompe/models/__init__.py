@@ -2,11 +2,13 @@
 
 from trompe.models.checkpointing import checkpointed
 from trompe.models.copying import copied
+from trompe.models.from_factory import MODELS
 from trompe.models.layers import evaluation_mode, find_layer, get_layer
 from trompe.models.load import LoadedModel, load_model
 from trompe.models.weights import save_weights
 
 __all__ = [
+    "MODELS",
     "LoadedModel",
     "checkpointed",
     "copied",
