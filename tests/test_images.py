@@ -141,7 +141,7 @@ def test_labels_that_are_known_cost_no_images():
         (Path("photos"), r"give trompe.load_data\('photos', preprocessing\)"),
         (
             [*labelled([0] * 3), (images(1, 3, 10, 8)[0], 0), *labelled([0])],
-            r"several sizes: \[3, 8, 8\] \(item 0\), \[3, 10, 8\] \(item 3\)",
+            r"several sizes, \[3, 8, 8\] and \[3, 10, 8\]; expected",
         ),
         (
             [*labelled([0]), (torch.full((3, 8, 8), torch.nan), 0)],
@@ -162,18 +162,20 @@ def test_what_is_no_data_set_of_images_is_said_in_one_sentence(data, message):
         assert str(raised.value).count("\n") == 0
 
 
-def test_a_large_data_set_is_looked_at_in_places_and_a_uniform_one_once():
+def test_a_large_data_set_is_looked_at_in_places_and_one_with_labels_once():
     data = Labelled([(images(1)[0], 0)] * 1000)
     check_images(data)
     assert data.asked == LOOKED_AT
     data = Labelled([*[(images(1)[0], 0)] * 999, (images(1, 3, 4, 4)[0], 0)])
     with pytest.raises(TrompeError, match="several sizes"):
         check_images(data)
-    data = Labelled([(images(1)[0], 0)] * 1000, uniform=True)
-    for uniform in (data, Part(data, range(500)), Subset(data, range(500))):
+    data = Labelled(data.items, labels=[0] * 1000)
+    for known in (data, Part(data, range(500)), Subset(data, range(500))):
         data.asked = 0
-        check_images(uniform)
+        check_labels(known, 2)
         assert data.asked == 1
+    with pytest.raises(TrompeError, match="several sizes"):
+        list(in_turn(data, 100))
     check_images([])
     check_images(Shapes(size=3))
 
@@ -242,6 +244,14 @@ def test_everything_that_decides_the_items_is_in_the_fingerprint(folder):
     assert fingerprint_of(Part(data, range(3))) == fingerprint_of(Part(data, [0, 1, 2]))
     data.labels = data.labels.flip(0)
     assert data.fingerprint != load_data(folder, SMALL).fingerprint
+
+
+def test_pairs_are_told_by_the_images_they_show(folder):
+    before = Pairs(load_data(folder, SMALL), 0, 1, size=2).fingerprint
+    assert Pairs(load_data(folder, SMALL), 0, 1, size=2).fingerprint == before
+    for file in folder.rglob("*.png"):
+        file.write_bytes(file.read_bytes() + b"more")
+    assert Pairs(load_data(folder, SMALL), 0, 1, size=2).fingerprint != before
 
 
 def test_data_sets_of_strangers_are_told_apart():

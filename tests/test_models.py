@@ -31,7 +31,7 @@ from trompe.data import load_data
 from trompe.data.preprocessing import Preprocessing
 from trompe.data.shapes import SHAPES_PREPROCESSING
 from trompe.errors import TrompeError
-from trompe.models import copied, load_model, save_weights
+from trompe.models import MODELS, copied, load_model, save_weights
 
 UNSEEN = Path(__file__).parent / "models" / "unseen.py"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -324,6 +324,15 @@ def test_a_file_that_fails_is_explained(source: str, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(source)
     with pytest.raises(TrompeError, match=r"failing.py' cannot be imported .*Error: "):
         load_model(f"{tmp_path / 'failing.py'}:factory")
+
+
+def test_a_registered_factory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODELS, "_entries", {})
+    with pytest.raises(TrompeError, match="no model 'small-net'"):
+        load_model("small-net")
+    MODELS.register("small-net", lambda num_classes=2: nn.Linear(3, num_classes))
+    assert load_model("small-net").model.out_features == 2
+    assert load_model("small-net", num_classes=5).model.out_features == 5
 
 
 # --- embedded

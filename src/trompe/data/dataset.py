@@ -90,11 +90,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     ----------
     labels : Tensor
         Class of every image, [len] int64.
-    uniform : bool
-        True: all items are known to be images of one size with a class.
     """
-
-    uniform = True
 
     def __init__(
         self,

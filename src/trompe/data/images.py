@@ -44,7 +44,8 @@ class Images(Protocol):
 def check_images(data: Images) -> None:
     """Refuse data whose items are not all (image ``[3, H, W]``, class), of one size and finite.
 
-    All items of a list are looked at, of other data sets a fixed sample.
+    All items of a list are looked at; of other data sets the first one if they have ``labels`` or
+    ``targets``, else a fixed sample.
 
     Raises
     ------
@@ -134,7 +135,14 @@ def in_turn(
 
 
 def collated(items: Sequence[tuple[Any, ...]]) -> list[Tensor]:
-    """A batch of items that end with the class, which may be a whole number of any type."""
+    """A batch of items that end with an image and the class, a whole number of any type.
+
+    Raises
+    ------
+    TrompeError
+        If the images are of several sizes.
+    """
+    _check_sizes([item[-2] for item in items])
     whole = [(*rest, operator.index(label)) for *rest, label in items]
     return cast(list[Tensor], default_collate(whole))
 
@@ -144,7 +152,7 @@ def _items(data: Any) -> dict[int, tuple[Tensor, Any]]:
     if advice := _no_data_set(data):
         raise TrompeError(f"{advice}; {_EXPECTED}.")
     found: dict[int, tuple[Tensor, Any]] = {}
-    for row in [0][: len(data)] if _is_uniform(data) else _rows(data):
+    for row in range(min(1, len(data))) if known_labels(data) is not None else _rows(data):
         try:
             item = data[row]
         except TrompeError:
@@ -157,13 +165,15 @@ def _items(data: Any) -> dict[int, tuple[Tensor, Any]]:
         if fault := _fault(item):
             raise TrompeError(f"Item {row} of the data is {fault}; {_EXPECTED}.")
         found[row] = item
-    sizes: dict[torch.Size, int] = {}
-    for row, (image, _) in found.items():
-        sizes.setdefault(image.shape, row)
-    if len(sizes) > 1:
-        shown = ", ".join(f"{list(size)} (item {row})" for size, row in [*sizes.items()][:2])
-        raise TrompeError(f"The images of the data have several sizes: {shown}; {_EXPECTED}.")
+    _check_sizes([image for image, _ in found.values()])
     return found
+
+
+def _check_sizes(images: Sequence[Tensor]) -> None:
+    sizes = dict.fromkeys(image.shape for image in images)
+    if len(sizes) > 1:
+        shown = " and ".join(str(list(size)) for size in [*sizes][:2])
+        raise TrompeError(f"The images of the data have several sizes, {shown}; {_EXPECTED}.")
 
 
 def _no_data_set(data: Any) -> str | None:
@@ -182,13 +192,6 @@ def _no_data_set(data: Any) -> str | None:
     ):
         return f"The data is a {name}, which can't be indexed or has no length"
     return None
-
-
-def _is_uniform(data: Any) -> bool:
-    """Whether the first item tells what all items are."""
-    if isinstance(data, Subset):
-        return _is_uniform(data.dataset)
-    return isinstance(data, TensorDataset) or bool(getattr(data, "uniform", False))
 
 
 def _rows(data: Any) -> Sequence[int]:

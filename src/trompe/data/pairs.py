@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
-from trompe.base.identity import fingerprint
 from trompe.data.dataset import ImageDataset, Source
 from trompe.errors import TrompeError
 
@@ -48,9 +47,11 @@ class PairSource(Source):
         frame.paste(self._window(right, side - middle), (middle, 0))
         return frame
 
-    def content(self, row: int) -> tuple[int, int]:
-        """Return the indices of the left and of the right image."""
-        return self._sides(row)
+    def content(self, row: int) -> Any:
+        """Return what the left and the right image are, and what they go through."""
+        rows = (int(self.dataset.rows[index]) for index in self._sides(row))
+        preprocessing = replace(self.dataset.preprocessing, classes=())
+        return [*map(self.dataset.source.content, rows), preprocessing]
 
     def name(self, row: int) -> str:
         """Return the names of the left and of the right image."""
@@ -101,11 +102,6 @@ class Pairs(ImageDataset):
         self._pairs = PairSource(dataset, c1, c2, size, seed)
         preprocessing = dataset.preprocessing
         super().__init__(self._pairs, replace(preprocessing, resize=preprocessing.crop))
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the dataset that the images come from, and of how they are put together."""
-        return fingerprint(self._pairs.dataset.fingerprint, super().fingerprint)
 
     def side(self, index: int) -> Literal["left", "right"]:
         """Return on which side the image of `c1` is."""

@@ -22,7 +22,6 @@ class Part(Dataset[Any]):
         self.data = data
         self.rows = rows
         self.augmented = bool(getattr(data, "augmented", False))
-        self.uniform = bool(getattr(data, "uniform", False))
         if hasattr(data, "labels"):
             self.labels: Tensor = torch.as_tensor(data.labels)[torch.as_tensor(rows)]
 

@@ -2,12 +2,14 @@
 
 from trompe.models.checkpointing import checkpointed
 from trompe.models.copying import copied
+from trompe.models.from_factory import MODELS
 from trompe.models.hooks import evaluation_mode
 from trompe.models.layers import find_heads, find_layer, get_layer
 from trompe.models.load import LoadedModel, load_model
 from trompe.models.weights import save_weights
 
 __all__ = [
+    "MODELS",
     "LoadedModel",
     "checkpointed",
     "copied",

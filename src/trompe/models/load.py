@@ -40,7 +40,8 @@ def load_model(
     name : str
         ``resnet50`` or another of torchvision's classifiers; ``timm:NAME``;
         ``package.module:factory`` or ``path/file.py:factory``, a class or function, called with
-        ``num_classes`` if that is given, whose code is run; or ``embedded``, ``embedded-vgg``,
+        ``num_classes`` if that is given, whose code is run, or the registered name of one; or
+        ``embedded``, ``embedded-vgg``,
         ``embedded-resnet``, ``embedded-densenet``, the packaged models.
     weights : str or Path, optional
         A ``.safetensors`` file or one of PyTorch's, read without executing anything in it; an
@@ -94,7 +95,7 @@ def _build(
         return from_timm.build(name, pretrained, num_classes)
     if name.endswith(".py"):
         raise TrompeError(f"{name} needs the name of its class or function: {name}:NAME.")
-    if ":" in name:
+    if ":" in name or name in from_factory.MODELS:
         return from_factory.build(name, pretrained, num_classes)
     return from_torchvision.build(name, pretrained, num_classes)
 
