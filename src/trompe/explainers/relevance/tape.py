@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import FunctionType, TracebackType
@@ -23,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from trompe.errors import TrompeError
 from trompe.explainers.relevance.operations import KINDS, VALUES_NOT_READ, WEIGHTED
 from trompe.maps import full_precision
+from trompe.models.hooks import can_be_hooked, hooked
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -158,7 +159,7 @@ class Tape(TorchFunctionMode):
         self.depth = 0
         self._names = {module: name for name, module in model.named_modules()}
         self._stack: list[str] = []
-        self._hooks: list[Any] = []
+        self._hooks = ExitStack()
         self._paused = False
         self._live = WeakTensorKeyDictionary()
         self._readers: dict[int, list[tuple[Operation, int]]] = {}
@@ -201,11 +202,10 @@ class Tape(TorchFunctionMode):
         return value
 
     def __enter__(self) -> Self:
-        for module in self._names:
-            self._hooks += [
-                module.register_forward_pre_hook(self._enter_module),
-                module.register_forward_hook(self._leave_module, always_call=True),
-            ]
+        for module in filter(can_be_hooked, self._names):
+            self._hooks.enter_context(
+                hooked(module, before=self._enter_module, after=self._leave_module, always=True)
+            )
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -215,9 +215,7 @@ class Tape(TorchFunctionMode):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._hooks.close()
         super().__exit__(exc_type, exc, traceback)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
@@ -279,7 +277,7 @@ class Tape(TorchFunctionMode):
                     self._readers.setdefault(_address(read), []).append((operation, position))
         return result
 
-    def _enter_module(self, module: nn.Module, _: Any) -> None:
+    def _enter_module(self, module: nn.Module, *_: Any) -> None:
         self._stack.append(self._names[module])
 
     def _leave_module(self, *_: Any) -> None:
