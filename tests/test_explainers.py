@@ -97,10 +97,11 @@ class TestValues:
         ours = explainer.heatmap(resized)
         # It scales by minimum and maximum before and after resizing, with an epsilon of 1e-7.
         theirs = torch.from_numpy(theirs)
-        for mine, other_map in zip(ours, theirs, strict=True):
-            if mine.max() > 0:
-                correlation = torch.corrcoef(torch.stack([mine.ravel(), other_map.ravel()]))[0, 1]
-                assert correlation > 0.97
+        shown = ours.amax((1, 2)) > 0
+        assert shown.any()
+        for mine, other_map in zip(ours[shown], theirs[shown], strict=True):
+            correlation = torch.corrcoef(torch.stack([mine.ravel(), other_map.ravel()]))[0, 1]
+            assert correlation > 0.97
 
     def test_integrated_gradients_is_captums(self, case):
         model, _, x = case

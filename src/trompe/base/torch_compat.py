@@ -46,6 +46,11 @@ def has_no_derivative(node: Any) -> bool:
     return bool(node.name().endswith("NotImplemented"))
 
 
+def is_reentrant_checkpoint(node: Any) -> bool:
+    """Whether a node of the graph stands for a checkpoint that allows ``.backward()`` alone."""
+    return bool(node.name() == "CheckpointFunctionBackward")
+
+
 def compiled_from(module: nn.Module) -> nn.Module | None:
     """The module that ``torch.compile`` was given, if ``module`` is what it returned."""
     inner = vars(module).get("_modules", {}).get("_orig_mod")

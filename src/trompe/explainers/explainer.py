@@ -159,7 +159,6 @@ def read(given: str | Explainer | Iterable[str | Explainer]) -> tuple[Explainer,
     Raises
     ------
     TrompeError
-        If one is neither.
+        If one is neither, or there is none.
     """
-    several = (given,) if isinstance(given, str | Explainer) else given
-    return tuple(EXPLAINERS.read(one) for one in several)
+    return EXPLAINERS.read_all(given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -57,6 +57,10 @@ class Service(ABC, Generic[T]):
 
     def around(self) -> AbstractContextManager[Any]:
         """A context for the pass, such as a ``TorchFunctionMode`` that sees its operations."""
+        return nullcontext()
+
+    def aside(self) -> AbstractContextManager[Any]:
+        """A context for what services compute in the middle of the pass, which is no part of it."""
         return nullcontext()
 
     def tap(self, site: Site, tensor: Tensor) -> Tensor:
@@ -132,7 +136,9 @@ class Recorded:
         def tap(site: Site, tensor: Tensor, grid: Grid) -> Tensor:
             self.grids[site] = grid
             live = tensor
-            with torch_compat.unseen():
+            with torch_compat.unseen(), ExitStack() as stack:
+                for service in services:
+                    stack.enter_context(service.aside())
                 for service in services:
                     if site in service.sites:
                         live = service.tap(site, live)

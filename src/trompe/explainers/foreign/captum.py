@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import captum.attr
+import numpy as np
 import torch
 from captum.attr import Attribution, NeuronAttribution
 from torch import Tensor, nn
@@ -69,18 +70,17 @@ class ExplainerAttribution(Attribution):  # type: ignore[misc]
         if len(given) > 1 or additional_forward_args is not None:
             raise TrompeError("trompe explains models of one input, the images; wrap the model.")
         images = given[0]
-        maps = self.explainer(self.forward_func, images, _classes(target, len(images)))[:, None]
+        maps = self.explainer(self.forward_func, images, _classes(target))[:, None]
         return (maps,) if isinstance(inputs, tuple) else maps
 
 
-def _classes(target: int | list[int] | Tensor | None, count: int) -> Tensor | int | None:
+def _classes(target: int | list[int] | Tensor | None) -> Tensor | int | None:
     if target is None or isinstance(target, int):
         return target
-    try:
-        classes = torch.as_tensor(target, dtype=torch.int64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TrompeError("target is a class, or a list or tensor of one per image.") from error
-    return classes.expand(count) if classes.numel() == 1 else classes
+    classes = np.asarray(target.cpu() if isinstance(target, Tensor) else target)
+    if classes.dtype.kind not in "iu":
+        raise TrompeError("target is a class, or a list or tensor of one per image.")
+    return torch.from_numpy(classes.reshape(()) if classes.size == 1 else classes)
 
 
 def _explains_a_class(kind: Any) -> bool:

@@ -60,7 +60,7 @@ def explain_func(
     parameter = next(model.parameters())
     images = torch.as_tensor(np.asarray(inputs)).to(parameter)
     images = images[None] if images.dim() == 3 else images
-    classes = torch.as_tensor(np.asarray(targets), dtype=torch.int64).reshape(-1)
+    classes = np.asarray(targets).reshape(-1)
     with torch.no_grad():
         maps = EXPLAINERS.read(explainer)(model, images, classes)
     return resize(maps, (images.shape[2], images.shape[3]))[:, None].cpu().numpy()

@@ -79,6 +79,11 @@ class Passes:
         kept: dict[Site, Tensor] = {}
 
         def tap(site: Site, tensor: Tensor) -> Tensor:
+            if replacement is not None and torch_compat.is_checkpointed():
+                raise TrompeError(
+                    f"The model checkpoints its activations around layer '{self.site}' and would "
+                    "run it again without those put in their place; switch its checkpoints off."
+                )
             kept[self.site] = _begun(tensor if replacement is None else replacement)
             return kept[self.site].clone()
 
@@ -150,6 +155,11 @@ def _gradients(
             "The model has an operation between the explained layer and its output that autograd "
             "passes over, as those of quantised layers: its gradients would be 0 or wrong. Explain "
             "the model as it was before it was quantised."
+        )
+    if any(torch_compat.is_reentrant_checkpoint(node) for node in behind):
+        raise TrompeError(
+            "The model checkpoints its activations in a form whose gradients can't be taken; let "
+            "it call torch.utils.checkpoint with use_reentrant=False, or no checkpoint at all."
         )
     found = (
         gradients_between(score, [*kept.values()], twice, retain_graph=retain_graph)

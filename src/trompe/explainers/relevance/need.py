@@ -32,6 +32,10 @@ class RelevanceService(Service[Tensor]):
         """The tape."""
         return self.tape
 
+    def aside(self) -> AbstractContextManager[Any]:
+        """The tape doesn't follow."""
+        return self.tape.paused()
+
     def tapped(self, site: Site, tensor: Tensor, live: Tensor) -> None:
         """Follow what goes on in the tensor's place."""
         if site in self.sites:

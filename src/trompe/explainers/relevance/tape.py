@@ -42,6 +42,7 @@ from trompe.explainers.relevance.record import (
     substitute,
 )
 from trompe.maps import full_precision
+from trompe.models.hooks import can_be_hooked, hooked
 
 # Operations that take no more than the form of a tensor.
 _FORM_ONLY = {
@@ -140,14 +141,10 @@ class Tape(TorchFunctionMode):
         return value
 
     def __enter__(self) -> Self:
-        for module in self._names:
-            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
-                continue
-            for hook in (
-                module.register_forward_pre_hook(self._enter_module),
-                module.register_forward_hook(self._leave_module, always_call=True),
-            ):
-                self._entered.callback(hook.remove)
+        for module in filter(can_be_hooked, self._names):
+            self._entered.enter_context(
+                hooked(module, before=self._enter_module, after=self._leave_module, always=True)
+            )
         self._entered.enter_context(_Unseen(self))
         self._entered.enter_context(self._listening())
         return self
@@ -265,10 +262,10 @@ class Tape(TorchFunctionMode):
     def _path(self) -> str:
         return self._stack[-1] if self._stack else ""
 
-    def _enter_module(self, module: nn.Module, args: Args) -> None:
+    def _enter_module(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         self._stack.append(self._names[module])
         if len(self._stack) == 1:
-            for leaf in leaves(args):
+            for leaf in leaves((args, kwargs)):
                 if leaf not in self._live:
                     self._follow(leaf, Value.of(leaf, beside=True))
 
