@@ -16,11 +16,11 @@ import torch
 
 from trompe.audit.consensus import AT_INPUT, consensus
 from trompe.audit.removal import on_grid
-from trompe.tuning.retrain import predictions
 from trompe.audit.zoo import load_zoo
 from trompe.data import load_data
 from trompe.data.kept import Kept
 from trompe.maps import spearman
+from trompe.tuning.retrain import predictions
 
 EXPLAINED = 50
 
