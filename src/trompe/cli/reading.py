@@ -65,13 +65,11 @@ def _suspect_and_reference(
             f"'{config.suspect}' holds weights alone; name the model they belong to with --model "
             "(torchvision name, timm:NAME, package.module:factory or path/file.py:factory)."
         )
-    with source:
-        suspect, preprocessing = load_model(name, weights, classes, seed=config.seed)
-    if config.reference is None:
-        return suspect, None, preprocessing
     before = weights_in(config.reference, "weights.safetensors")
     with source:
-        return suspect, load_model(name, before, classes).model, preprocessing
+        suspect, preprocessing = load_model(name, weights, classes, seed=config.seed)
+        reference = None if before is None else load_model(name, before, classes).model
+    return suspect, reference, preprocessing
 
 
 class Case(NamedTuple):
