@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.runs import IMAGE, QUOTES, SCRIPT, make_run
 from trompe import Shapes
+from trompe.experiments import SECTIONS, load_grid
 from trompe.models.embedded import packaged_weights
 from trompe.report import overlay, signed_overlay, write_report
 
@@ -95,9 +97,16 @@ def imagenette(trompe, out):
 
 
 def grid(trompe, out):
+    """Cells run here, one after another; `reproduce` finds them finished."""
     cells = ["control-densenet121", "location-grad-cam-densenet121", "active-lrp-t-densenet121"]
-    words = ["steps=2", "limit=32", "eval_limit=16", "eval_pairs=3"]
-    options = [("--cells", c) for c in cells] + [("--set", w) for w in words]
+    given = {"steps": 2, "limit": 32, "eval_limit": 16, "eval_pairs": 3}
+    for cell in load_grid("embedded", given=given).chosen(SECTIONS, cells):
+        config = out.parent / f"{cell.name}.yaml"
+        settings = cell.config(out).model_dump(mode="json", exclude_unset=True)
+        config.write_text(yaml.safe_dump({**settings, "quiet": True}))
+        code, _, err = trompe(cell.command, "--config", config, "--out", out / cell.folder)
+        assert code == 0, err
+    options = [("--cells", c) for c in cells] + [("--set", f"{k}={v}") for k, v in given.items()]
     code, _, err = trompe(
         *("reproduce", "--scale", "embedded", "--out", out), *(w for pair in options for w in pair)
     )

@@ -48,7 +48,7 @@ def evaluate_(config: EvaluateJob) -> None:
         **config.model_dump(include={"limit", "seed", "corrupt", "check"}),
     )
     composed = [objective for objective in objectives if objective.on_composites]
-    composites = {o: o.composites(data, config.pairs, config.seed) for o in composed}
+    fool_data = {o: o.composites(data, config.pairs, config.seed) for o in composed}
     device = device_for(config.device)
     manipulated, control = (None if m is None else m.to(device) for m in others)
     assert manipulated is not None
@@ -64,7 +64,7 @@ def evaluate_(config: EvaluateJob) -> None:
             explainers=explainers,
             objective=objectives,
             control=control,
-            fool_data={o: made for o, made in composites.items() if made is not None},
+            fool_data=fool_data,
             **config.model_dump(include={"batch_size", "gallery", "workers", "quiet"}),
         )
         if processes.is_main():

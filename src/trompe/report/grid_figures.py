@@ -15,7 +15,7 @@ from trompe.objectives import parse_objective
 from trompe.report.colour import Pixels, overlay
 from trompe.report.run import Run, View, read_run
 from trompe.report.transfer import attack, of_grid
-from trompe.report.words import family_name, objective_title, subscript
+from trompe.report.words import family_name, subscript
 
 PAPER = "the paper’s, of VGG19, ResNet50 and DenseNet121 on ImageNet"
 
@@ -64,9 +64,7 @@ def _sheet(runs: Sequence[tuple[Cell, Run]]) -> Figure:
     rows = [("original", _row(first, views, ORIGINAL))]
     rows += [
         (
-            attack(
-                objective_title(parse_objective(c.objective).name), family_name(c.explainer), None
-            ),
+            attack(parse_objective(c.objective).title, family_name(c.explainer), None),
             _row(run, views, MANIPULATED),
         )
         for c, run in runs
