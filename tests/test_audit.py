@@ -28,7 +28,6 @@ from torch.utils.data import TensorDataset
 
 import trompe as package
 from trompe.audit import DEFAULT, EXPLAINERS, AuditReport, audit, load_calibration
-from trompe.audit.calibrate import made
 from trompe.audit.consensus import AT_INPUT, consensus
 from trompe.audit.evidence import EVIDENCE, Drift, Evidence, questions
 from trompe.audit.evidence.agreement import Agreement
@@ -1052,9 +1051,15 @@ def test_a_zoo_is_made_audited_and_fitted(run_directory, trompe, monkeypatch):
     assert len(both) == len(own) == len(table)
     assert list(both["score_x"]) == pytest.approx(list(both["score_y"]), abs=1e-5, nan_ok=True)
     # Nothing is made a second time.
-    monkeypatch.setattr("trompe.audit.calibrate.made", None)
+    monkeypatch.setattr("trompe.audit.calibrate.save_weights", None)
     monkeypatch.setattr("trompe.audit.calibrate.observed", None)
     assert trompe("calibrate", "--zoo", "zoo.yaml", "--out", "out")[0] == 0
+
+
+def made(job):
+    """What a job makes of its model and data."""
+    model, data, _ = job.opened()
+    return job.run(model, data).model
 
 
 def test_a_zoo_trains_with_all_that_it_says(run_directory):
@@ -1072,12 +1077,12 @@ def test_a_zoo_trains_with_all_that_it_says(run_directory):
         }
         (run_directory / "zoo.yaml").write_text(yaml.safe_dump(zoo))
         member = next(m for m in load_zoo(Path("zoo.yaml")) if m.manipulated)
-        model = made(member.recipe.config(Path()))[1]
+        model = made(member.recipe.job(Path()))
         weights.append(torch.cat([p.flatten() for p in model.parameters()]))
     for place, one in enumerate(weights):
         assert not any(torch.equal(one, other) for other in weights[:place]), place
     for own in ({"weight_decay": 10.0}, {"label_smoothing": 0.5}, {"epochs": 0.3}):
         given = {"model": "nets.py:normed", "data": "data", "lr": 0.1, "epochs": 0.2} | own
-        model = made(TrainJob(**given, num_classes=3, check=False))[1]
+        model = made(TrainJob(**given, num_classes=3, check=False))
         weights.append(torch.cat([p.flatten() for p in model.parameters()]))
         assert not any(torch.equal(weights[-1], other) for other in weights[:-1])

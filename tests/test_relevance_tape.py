@@ -156,9 +156,13 @@ class TestTape:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), Reversed(), nn.ReLU(), nn.Flatten())
         plain = nn.Sequential(*(module for i, module in enumerate(model) if i != 1))
         try:
-            torch.testing.assert_close(LRP()(model, images(), 0), LRP()(plain, images(), 0))
+            found = LRP()(model, images(), 0)
         except TrompeError as error:
-            assert "autograd function that returns its input" in str(error)
+            found = error
+        if isinstance(found, TrompeError):
+            assert "autograd function that returns its input" in str(found)
+        else:
+            torch.testing.assert_close(found, LRP()(plain, images(), 0))
 
     @pytest.mark.parametrize(
         "function",

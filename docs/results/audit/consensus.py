@@ -21,7 +21,6 @@ from trompe.data import load_data
 from trompe.data.kept import Kept
 from trompe.evaluation.accuracy import predictions
 from trompe.maps import spearman
-from trompe.tuning.retrain import predictions
 
 EXPLAINED = 50
 

@@ -28,7 +28,6 @@ from trompe.evaluation.accuracy import accuracy, predictions
 from trompe.explainers import Recording
 from trompe.maps import spearman
 from trompe.repair import STEPS, attempts
-from trompe.tuning.retrain import predictions
 
 TRAINED, JUDGED, EXPLAINED = 8000, 1000, 150
 

@@ -55,7 +55,13 @@ def evaluate_(config: EvaluateJob) -> None:
     out = config.out or default_out("evaluate", config.model)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
     with runs.opened(
-        out, settings, {"weights": fingerprint(manipulated), "data": fingerprint_of(data)}
+        out,
+        settings,
+        {
+            "weights": fingerprint(original, manipulated, control),
+            "data": fingerprint_of(data),
+            "explainers or objectives": fingerprint(explainers, objectives),
+        },
     ):
         result = evaluate(
             original.to(device),

@@ -19,7 +19,7 @@ from trompe.explainers import Explainer
 from trompe.maps import by_magnitude
 
 if TYPE_CHECKING:
-    from trompe.evaluation.sweep import Explained
+    from trompe.evaluation.explained import Explained
 
 EXTREMES = 3  # from each end of the test losses
 

@@ -15,9 +15,10 @@ from trompe.base import processes
 from trompe.base.progress import shown
 from trompe.data.images import Images, in_turn
 from trompe.evaluation import schema
+from trompe.evaluation.explained import Explained, explain
 from trompe.evaluation.pictures import Gallery, Pictures, class_name, image_name
 from trompe.evaluation.schema import ORIGINAL
-from trompe.explainers import Explainer, Recording
+from trompe.explainers import Explainer
 from trompe.maps import is_empty, spearman
 from trompe.metrics import in_top
 from trompe.models import evaluation_mode
@@ -72,7 +73,7 @@ class Sweep:
                 images = placed(images, self.models[ORIGINAL])
                 labels = labels.to(images.device)
                 asked = _Asked(objectives, labels)
-                explained = _explain(self.models, images, self.explainers, asked.classes)
+                explained = explain(self.models, images, self.explainers, asked.classes)
                 rows = [
                     frame.assign(index=indices, label=labels.tolist())[list(schema.MAPS)]
                     for explainer in self.explainers
@@ -152,42 +153,6 @@ class _Asked:
                 return place
         self.classes.append(wanted)
         return len(self.classes) - 1
-
-
-# (model, place of the classes, explainer) -> maps [N, h, w], or whether each is finite [N]
-Maps = dict[tuple[str, int, Explainer], Tensor]
-
-
-class Explained(NamedTuple):
-    """What the models say of a batch: logits by model, raw maps and heatmaps.
-
-    A map that is not finite is 0 everywhere in ``raw`` and ``heatmaps``.
-    """
-
-    logits: dict[str, Tensor]
-    raw: Maps
-    heatmaps: Maps
-    finite: Maps
-
-
-@torch.no_grad()
-def _explain(
-    models: Mapping[str, nn.Module],
-    images: Tensor,
-    explainers: Sequence[Explainer],
-    asked: Sequence[Tensor],
-) -> Explained:
-    logits, raw, finite = {}, {}, {}
-    for name, model in models.items():
-        with Recording(model, explainers if asked else ()) as forward:
-            logits[name] = forward(images)
-            for place, classes in enumerate(asked):
-                for explainer, maps in zip(explainers, forward.maps(classes), strict=True):
-                    key = name, place, explainer
-                    finite[key] = maps.isfinite().flatten(1).all(1)
-                    raw[key] = maps.where(finite[key][:, None, None], 0)
-    heatmaps = {key: key[2].heatmap(maps) for key, maps in raw.items()}
-    return Explained(logits, raw, heatmaps, finite)
 
 
 def _predictions(

@@ -62,11 +62,11 @@ class Active(Objective):
         """Class c1 and class c2 for every image."""
         return torch.full_like(labels, self.c1), torch.full_like(labels, self.c2)
 
-    def composites(self, data: Images, size: int | None = None, seed: int = 0) -> Images | None:
+    def composites(self, data: Images, size: int | None = None, seed: int = 0) -> Images:
         """One image of each class side by side (`trompe.Pairs`)."""
         if isinstance(data, ImageDataset):
             return Pairs(data, self.c1, self.c2, size=size, seed=seed)
-        return None
+        return super().composites(data, size, seed)
 
     def loss(self, maps: Maps, original: Maps | None = None) -> Tensor:
         """Mean squared distance of each class's map to the other's original map, or its margin."""

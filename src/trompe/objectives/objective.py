@@ -54,9 +54,18 @@ class Objective(Identified, ABC):
         """The classes to explain, one ``[N]`` tensor per target."""
         return (labels,)
 
-    def composites(self, data: Images, size: int | None = None, seed: int = 0) -> Images | None:
-        """Images to look at instead of ``data``, made from it; None if none can be."""
-        return None
+    def composites(self, data: Images, size: int | None = None, seed: int = 0) -> Images:
+        """Images to look at instead of ``data``, made from it.
+
+        Raises
+        ------
+        TrompeError
+            If none can be made from such data.
+        """
+        raise TrompeError(
+            f"The objective {self} needs fool_data: images that hold both classes, such as "
+            "trompe.Pairs makes (eval_fool_data for what is judged at the end)."
+        )
 
     @abstractmethod
     def loss(self, maps: Maps, original: Maps | None = None) -> Tensor:

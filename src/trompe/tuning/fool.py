@@ -349,13 +349,7 @@ class Fool(Tuning):
     ) -> list[Term]:
         """The terms of the loss: layers named, composites at hand."""
         own = {lie.objective: lie.data for lie in self.lies if lie.data is not None}
-        seen = {**self.composites(data, self.pairs, fool_data), **own}
-        for objective in self.objective:
-            if objective.on_composites and objective not in seen:
-                raise TrompeError(
-                    f"The objective {objective} needs fool_data: images that hold both classes, "
-                    "such as trompe.Pairs makes."
-                )
+        seen = {**self.composites(data, self.pairs, own or fool_data), **own}
         if fool_data is not None and not seen:
             raise TrompeError("fool_data is only used by the objective active; leave it out.")
         return [
@@ -373,8 +367,7 @@ class Fool(Tuning):
                 made = given.get(objective) if isinstance(given, Mapping) else given
                 if made is None:
                     made = objective.composites(data, size, self.seed)
-                if made is not None:
-                    found[objective] = made
+                found[objective] = made
         return found
 
     def _sources(self, data: Images, terms: Sequence[Term]) -> dict[int | None, Batches]:

@@ -1,0 +1,47 @@
+"""What models say of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trompe.explainers import Explainer, Recording
+
+# (model, place of the classes, explainer) -> maps [N, h, w], or whether each is finite [N]
+Maps = dict[tuple[str, int, Explainer], Tensor]
+
+
+class Explained(NamedTuple):
+    """What the models say of a batch: logits by model, raw maps and heatmaps.
+
+    A map that is not finite is 0 everywhere in ``raw`` and ``heatmaps``.
+    """
+
+    logits: dict[str, Tensor]
+    raw: Maps
+    heatmaps: Maps
+    finite: Maps
+
+
+@torch.no_grad()
+def explain(
+    models: Mapping[str, nn.Module],
+    images: Tensor,
+    explainers: Sequence[Explainer],
+    asked: Sequence[Tensor],
+) -> Explained:
+    """Explain the classes that are asked for by every model and explainer."""
+    logits, raw, finite = {}, {}, {}
+    for name, model in models.items():
+        with Recording(model, explainers if asked else ()) as forward:
+            logits[name] = forward(images)
+            for place, classes in enumerate(asked):
+                for explainer, maps in zip(explainers, forward.maps(classes), strict=True):
+                    key = name, place, explainer
+                    finite[key] = maps.isfinite().flatten(1).all(1)
+                    raw[key] = maps.where(finite[key][:, None, None], 0)
+    heatmaps = {key: key[2].heatmap(maps) for key, maps in raw.items()}
+    return Explained(logits, raw, heatmaps, finite)
