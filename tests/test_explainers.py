@@ -29,7 +29,7 @@ from trompe import (
     SmoothGrad,
     TrompeError,
 )
-from trompe.explainers import EXPLAINERS, FOREIGN, parse_explainer
+from trompe.explainers import EXPLAINERS, FOREIGN, parse_explainer, read
 
 LAYER = {
     "vgg": "features.6",
@@ -211,6 +211,19 @@ def same(first, second):
     return first == second
 
 
+@pytest.mark.parametrize("name", EXPLAINERS)
+def test_differentiable_is_declared(name):
+    """What it means is held against finite differences above; the others have no graph."""
+    options = {"captum": ":method=Saliency", "pytorch-grad-cam": ":method=GradCAM"}
+    explainer = parse_explainer(name + options.get(name, ""))
+    maps = explainer(make("resnet"), images(), CLASSES)
+    assert maps.requires_grad == explainer.differentiable == (name not in FOREIGN)
+    if explainer.differentiable:
+        assert {type(explainer), explainer.family} & {
+            key for e in EVERY for key in (type(e), e.family)
+        } == {type(explainer), explainer.family}
+
+
 class TestRecording:
     def test_one_forward_pass_feeds_loss_and_maps(self):
         model, x = make("resnet"), images()
@@ -319,6 +332,47 @@ class TestMistakes:
     def test_specs(self, spec, message):
         with pytest.raises(TrompeError, match=message):
             parse_explainer(spec)
+
+    @pytest.mark.parametrize("explainer", EVERY, ids=str)
+    def test_text_is_read_wherever_an_explainer_is_taken(self, explainer):
+        model, x, text = make("resnet"), images(), str(explainer)
+        expected = explainer(model, x, CLASSES).detach()
+        with torch.no_grad(), Recording(model, text) as one, Recording(model, [text]) as several:
+            one(x)
+            several(x)
+            close(one.maps(CLASSES), expected)
+            close(several.maps(CLASSES)[0], expected)
+        assert read(text) == read([text]) == read(explainer) == (explainer,)
+        with pytest.raises(TrompeError, match="There is no explainer 'nothing'"):
+            Recording(model, ["grad-cam", "nothing"])
+        with pytest.raises(TrompeError, match="3 is no explainer"):
+            read([3])
+
+    @pytest.mark.parametrize(
+        ("text", "family", "title"),
+        [
+            ("grad-cam", "grad-cam", "Grad-CAM"),
+            ("grad-cam:layer=layer4", "grad-cam", "Grad-CAM"),
+            ("simple-grad", "simple-grad", "SimpleGrad"),
+            ("simple-grad-t", "simple-grad-t", "SimpleGrad_T"),
+            ("lrp:composite=epsilon", "lrp", "LRP"),
+            ("lrp:layer=layer4", "lrp-t", "LRP_T"),
+            ("integrated-gradients:layer=layer4:input", "integrated-gradients-t", None),
+            ("captum:method=Saliency", "captum:Saliency", "Saliency"),
+        ],
+    )
+    def test_families_and_titles(self, text, family, title):
+        explainer = parse_explainer(text)
+        assert explainer.family == family
+        assert title in (None, explainer.title)
+        assert explainer.resolve(make("resnet"), images(1)).family == family
+
+    def test_a_need_that_is_not_declared(self):
+        class Forgetful(GradCAM):
+            needs = ()
+
+        with pytest.raises(TrompeError, match=r"Gradient\(\) is asked for but not declared"):
+            Forgetful()(make("resnet"), images(), 0)
 
     @pytest.mark.parametrize("name", [name for name in EXPLAINERS if name not in FOREIGN])
     def test_text_round_trip(self, name):
