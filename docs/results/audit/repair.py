@@ -26,7 +26,6 @@ from trompe.data import load_data
 from trompe.data.kept import Kept
 from trompe.data.subset import parted
 from trompe.evaluation.accuracy import accuracy
-from trompe.experiments.results import family
 from trompe.explainers import Recording
 from trompe.maps import spearman
 from trompe.repair import STEPS, attempts
@@ -52,7 +51,7 @@ class Judge:
         with Recording(model, self.explainers) as forward:
             forward(self.images)
             maps = [on_grid(m) for m in forward.heatmaps(self.classes)]
-        names = [family(str(e)) for e in self.explainers]
+        names = [e.family for e in self.explainers]
         return dict(zip(names, maps, strict=True))
 
     def __call__(self, model):
