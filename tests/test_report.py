@@ -101,9 +101,15 @@ def blended(image, heatmap):
     return image * (1 - 0.85 * heat[..., None]) + colour * 0.85 * heat[..., None]
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("drawn") / "run")
+
+
 @pytest.fixture
-def run(tmp_path):
-    return make_run(tmp_path / "run")
+def run(tmp_path, drawn):
+    """A run of one's own."""
+    return Path(shutil.copytree(drawn, tmp_path / "run"))
 
 
 def percent(share):
