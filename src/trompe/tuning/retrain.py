@@ -63,6 +63,8 @@ def retrained(
         Steps between checkpoints.
     progress
         Called with the number of every step that is done.
+    quiet
+        Show no progress.
 
     Raises
     ------
