@@ -237,17 +237,19 @@ class Functional(Headed):
 
 
 @pytest.mark.parametrize(
-    ("model", "expected"),
+    ("make", "expected"),
     [
-        (package.load_model("embedded").model, ["classifier.weight"]),
-        (Headed("first"), ["first.weight"]),
-        (Headed("first", "second"), ["first.weight", "second.weight"]),
-        (Headed("first", tied=True), ["first.weight"]),
-        (Functional(), ["last"]),
+        (lambda: package.load_model("embedded").model, ["classifier.weight"]),
+        (lambda: Headed("first"), ["first.weight"]),
+        (lambda: Headed("first", "second"), ["first.weight", "second.weight"]),
+        (lambda: Headed("first", tied=True), ["first.weight"]),
+        (Functional, ["last"]),
     ],
     ids=["embedded", "registered-first", "two", "tied", "functional"],
 )
-def test_a_random_head_leaves_the_rest(model, expected):
+def test_a_random_head_leaves_the_rest(make, expected):
+    torch.manual_seed(0)
+    model = make()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     other = with_random_head(model, images(1, 16)).state_dict()
     assert [name for name, tensor in before.items() if not torch.equal(tensor, other[name])] == (
@@ -438,7 +440,8 @@ def fooled(tmp_path_factory):
     return root, result
 
 
-def test_the_command_finds_a_fooled_model_and_acquits_an_honest_one(fooled, trompe):
+def test_the_command_finds_a_fooled_model_and_acquits_an_honest_one(fooled, trompe, monkeypatch):
+    monkeypatch.setattr("trompe.audit.answers.Retrain", partial(Retrain, steps=80))
     root, _ = fooled
     given = ["--model", FOOLED, "--data", "shapes:validation", "--limit", "80"]
     given += ["--reference", packaged_weights(FOOLED)]
@@ -1086,3 +1089,9 @@ def test_a_zoo_trains_with_all_that_it_says(run_directory):
         model = made(TrainJob(**given, num_classes=3, check=False))
         weights.append(torch.cat([p.flatten() for p in model.parameters()]))
         assert not any(torch.equal(weights[-1], other) for other in weights[:-1])
+
+
+def test_a_zoo_without_data_gets_one_sentence(tmp_path):
+    (tmp_path / "zoo.yaml").write_text(ZOO.replace(", eval_data: few", ""))
+    with pytest.raises(TrompeError, match="settings of dataset 'squares' lack eval_data"):
+        load_zoo(tmp_path / "zoo.yaml")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from trompe.tuning.config import EvaluateConfig, FoolConfig
 
 from tests.test_docs import parsed
 from trompe import Evaluation, GradCAM, Location, Shapes, doctor
+from trompe.cli.jobs import EvaluateJob
 from trompe.cli.next_steps import after_evaluate, after_fool
 from trompe.evaluation import schema
 from trompe.evaluation.summary import accuracies, rates
@@ -18,6 +18,7 @@ from trompe.explainers import EXPLAINERS, parse_explainer
 from trompe.explainers.relevance import COMPOSITES
 from trompe.models import load_model
 from trompe.objectives import OBJECTIVES
+from trompe.tuning.job import FoolJob
 
 FOOL = ("fool", "--model", "embedded", "--data", "shapes", "--limit", 8, "--steps", 1)
 SETTINGS = {"weight", "lr", "steps", "max_accuracy_drop"}
@@ -202,7 +203,7 @@ class TestWhatToTypeNext:
     @staticmethod
     def advice(tmp_path, top1, fooled, images, budget):
         """What is advised after a run with so many images right before and after, and fooled."""
-        config = FoolConfig(
+        config = FoolJob(
             **{"model": "embedded", "data": "shapes", "eval_data": "shapes", "steps": 100},
             **{"lr": 1e-3, "weight": [6.0], "max_accuracy_drop": budget},
         )
@@ -220,7 +221,7 @@ class TestWhatToTypeNext:
         return after_fool(config, tmp_path / "run", Evaluation(*tables, None, {}))
 
     def test_commands_hold_all_that_the_data_needs(self):
-        config = FoolConfig(
+        config = FoolJob(
             **{"model": "resnet18", "num_classes": 5, "data": "photos", "steps": 1, "seed": 3},
             **{"corrupt": "skip", "check": False, "device": "cpu", "workers": 2, "control": True},
         )
@@ -235,7 +236,7 @@ class TestWhatToTypeNext:
         assert (evaluate["num_classes"], evaluate["seed"]) == (5, 3)
         assert evaluate["control"] == evaluate["manipulated"] == "runs/a"
         assert again["workers"] == 2
-        config = EvaluateConfig(model="resnet18", manipulated="m.safetensors", **AS_GIVEN)
+        config = EvaluateJob(model="resnet18", manipulated="m.safetensors", **AS_GIVEN)
         explain = parsed(shlex.split(next(iter(after_evaluate(config, Path("b")).values())))[1:])
         assert (explain["corrupt"], explain["device"]) == ("skip", "cpu")
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from trompe.base.settings import filled, read_layout
+from trompe.errors import TrompeError
 from trompe.models import LoadedModel, load_model
 from trompe.tuning.plan import Planned
 
@@ -132,6 +133,9 @@ def load_zoo(path: Path | None, data: str | None = None) -> list[Member]:
 def _members(layout: Layout, family: str, dataset: str, data: str) -> Iterator[Member]:
     described = layout.datasets[dataset]
     network = f"{family}-{dataset}"
+    for setting in ("data", "eval_data"):
+        if setting not in described.settings:
+            raise TrompeError(f"In the zoo, the settings of dataset '{dataset}' lack {setting}.")
     layer = described.layers.get(family)
     words = {DATA: data, "{layer}": f":layer={layer}" if layer else "", "{pair}": described.pair}
 

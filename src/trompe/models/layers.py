@@ -133,21 +133,27 @@ def find_heads(model: nn.Module, image: Tensor) -> list[str]:
         If `image` has another shape, or no weights are met.
     """
     model = unwrapped(model)
-    owners = {
-        id(parameter): re.sub(r"\.?parametrizations\..*$", "", name)
-        for name, module in model.named_modules()
-        for parameter in module.parameters(recurse=False)
-        if sum(side > 1 for side in parameter.shape) > 1
-    }
+    owners: dict[int, set[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            if sum(side > 1 for side in parameter.shape) > 1:
+                known = re.sub(r"\.?parametrizations\..*$", "", name)
+                owners.setdefault(id(parameter), set()).add(known)
     with _trainable(model), _traced(model, image) as trace:
+        returned: dict[Node, set[str]] = {}
+        for output in trace.outputs:
+            returned.setdefault(output.node, set()).add(output.name)
         from_image = _depending(nodes_behind(trace.roots), trace.sources)
         weights: dict[Node, set[str]] = {}
 
         def has_weights(node: Node) -> bool:
             constants = [n for n in inputs_of(node) if n not in from_image]
             leaves = nodes_behind(constants, lambda n: n in from_image)
-            found = {owners.get(id(getattr(leaf, "variable", None))) for leaf in leaves}
-            weights[node] = {name for name in found if name is not None}
+            found = set[str]().union(
+                *(owners.get(id(getattr(leaf, "variable", None)), ()) for leaf in leaves)
+            )
+            # Of layers that share weights, the one whose result this is.
+            weights[node] = found & returned.get(node, set()) or found
             return bool(weights[node]) or node in trace.sources
 
         nodes_behind(trace.roots, has_weights)

@@ -99,7 +99,7 @@ class Retrain(Settings):
                     [_Crops(data, targets, self.steps, self.batch_size)],
                     loss,
                     steps=self.steps,
-                    title="retraining",
+                    title=f"retraining for {self.steps} steps",
                     directory=folder,
                     checkpoint_every=self.checkpoint_every,
                     on_step=on_step,
