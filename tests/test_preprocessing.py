@@ -144,14 +144,14 @@ def test_a_transparent_grey_of_sixteen_bits_is_white_in_a_photograph_and_nothing
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "I;16"])
 def test_a_mask_is_as_bright_as_its_picture(mode, tmp_path):
-    form = "TIFF" if mode == "CMYK" else "PNG"
-    Image.new("L", (6, 4), 255).crop((0, 0, 9, 4)).convert(mode).save(tmp_path / "mask", form)
-    if mode == "I;16":
-        Image.fromarray(np.array([[65535] * 6 + [0] * 3] * 4, np.uint16)).save(
-            tmp_path / "mask", form
-        )
-    expected = torch.zeros(4, 9)
-    expected[:, :6] = 1
+    values = np.zeros((4, 9), np.uint16)
+    values[:, :6] = 65535
+    sixteen = mode == "I;16"
+    picture = Image.fromarray(values if sixteen else (values >> 8).astype(np.uint8))
+    (picture if sixteen else picture.convert(mode)).save(
+        tmp_path / "mask", "TIFF" if mode == "CMYK" else "PNG"
+    )
+    expected = torch.from_numpy(values / 65535).float()
     torch.testing.assert_close(read_mask(tmp_path / "mask"), expected, atol=0.01, rtol=0)
 
 
