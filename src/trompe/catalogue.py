@@ -40,7 +40,7 @@ def objectives() -> Iterator[Entry]:
 def composites() -> Iterator[Entry]:
     """Every LRP composite: the rule of each kind of operation; the first that fits counts."""
     for name, composite in COMPOSITES.items():
-        yield Entry(name, "; ".join(map(_choice, composite.choices)))
+        yield Entry(name, "; ".join(map(_choice, composite().choices)))
 
 
 def classifiers() -> Iterator[Entry]:

@@ -7,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from trompe.errors import TrompeError
 from trompe.explainers.base import INPUT, Explained, Explainer, Recorded, Site
-from trompe.explainers.relevance import Composite, Observer, find_composite
-from trompe.maps import min_max
+from trompe.explainers.relevance import Composite, Observer, find_composite, propagate
+from trompe.maps import full_precision, min_max
 from trompe.models.layers import evaluation_mode
 
 
@@ -86,18 +87,29 @@ class LRP(Explainer):
         images: Tensor,
         classes: Tensor | int | None,
         observer: Observer,
-    ) -> tuple[Tensor, Tensor]:
-        """Explain as a call does, and show ``observer`` every operation on the way down.
+    ) -> Tensor:
+        """Send back a relevance of 1 from each image's logit, whatever it is, as a call would.
+
+        ``observer`` is shown every operation on the way down. Rules are linear in relevance, so
+        that what it sees are shares of the logits.
 
         Returns
         -------
-        tuple of Tensor
-            The explained logits ``[N]``, and the relevance at the layer with all its channels.
+        Tensor
+            The relevance at the layer, with all its channels.
         """
         resolved = self.resolve(model, images[:1])
         with evaluation_mode(model):
-            explained = Explained(Recorded(model, images, [resolved]), classes)
-            relevance = explained.relevance(
-                resolved.site(model), self.rules, fold=self.batch_norm == "fold", observer=observer
-            )
-            return explained.score, relevance
+            recorded = Recorded(model, images, [resolved])
+            explained = Explained(recorded, classes)
+            ones = torch.zeros_like(full_precision(recorded.logits))
+            (value,) = recorded.values.values()
+            return propagate(
+                recorded.tape,
+                recorded.tape.value(recorded.logits),
+                ones.scatter_(1, explained.classes[:, None], 1),
+                self.rules,
+                {value},
+                fold=self.batch_norm == "fold",
+                observer=observer,
+            )[value]
