@@ -458,6 +458,8 @@ GATES = {
     "hard sigmoid, clamped": lambda g: ((g + 3) / 6).clamp(0, 1),
     "tanh": torch.tanh,
     "gumbel": lambda g: nn.functional.softmax(g + 0.1, 1),
+    "sigmoid, written out": lambda g: 1 / (1 + torch.exp(-g)),
+    "softmax, written out": lambda g: g.exp() / g.exp().sum(1, keepdim=True),
     "no rule below": lambda g: torch.cumprod(g, 1).sigmoid(),
 }
 SIGNALS = {
@@ -665,6 +667,13 @@ EQUALS = {
     "addcmul": (
         lambda x: torch.addcmul(KERNEL.view(1, 4, 4, 1)[..., :1, :], x, KERNEL[0].view(4, 1, 1)),
         lambda x: KERNEL.view(1, 4, 4, 1)[..., :1, :] + x * KERNEL[0].view(4, 1, 1),
+    ),
+    "gelu": (nn.functional.gelu, lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2),
+    "two to the power": (lambda x: (2**x).log2(), lambda x: x),
+    "reflected": (lambda x: 1 - (1 - x), lambda x: x + 0.0),
+    "lp pool": (
+        lambda x: nn.functional.lp_pool2d(x.relu(), 1, 2),
+        lambda x: nn.functional.avg_pool2d(x.relu(), 2) * 4,
     ),
     "mish": (nn.functional.mish, lambda x: x * nn.functional.softplus(x).tanh()),
     "silu": (nn.functional.silu, lambda x: x * x.sigmoid()),
