@@ -2,10 +2,15 @@
 
 import copy
 import gc
+import sys
+from functools import partial
+from importlib.metadata import EntryPoint
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torchvision
@@ -39,9 +44,12 @@ from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 from tests.models.small import SMALL, images, make, randomise_batch_norms
 from tests.oracles import assert_gradient_is_finite_difference
 from trompe import LRP, Recording, TrompeError, load_model
+from trompe.base.code import written_by_others
 from trompe.data import load_data
+from trompe.explainers import parse_explainer
 from trompe.explainers.relevance import (
     COMPOSITES,
+    RULE_NAMES,
     AlphaBeta,
     Box,
     Choice,
@@ -50,6 +58,7 @@ from trompe.explainers.relevance import (
     Flat,
     Gamma,
     Pass,
+    Tape,
     conservation,
     find_composite,
 )
@@ -132,11 +141,7 @@ def network(name):
     return model.double().eval()
 
 
-def trained_resnet18():
-    """The shared base weights; where they are not, the network after a few steps of training."""
-    weights = SHARED / "models/resnet18-imagenette.safetensors"
-    if weights.exists():
-        return load_model("resnet18", weights=str(weights), num_classes=10).model.double().eval()
+def after_a_few_steps():
     model, x = network("resnet18").train(), images(4, 64, torch.float64)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(5):
@@ -144,6 +149,13 @@ def trained_resnet18():
         nn.functional.cross_entropy(model(x), torch.arange(4)).backward()
         optimizer.step()
     return model.eval()
+
+
+def trained_on_imagenette():
+    weights = SHARED / "models/resnet18-imagenette.safetensors"
+    if not weights.exists():
+        pytest.skip(f"needs {weights}")
+    return load_model("resnet18", weights=str(weights), num_classes=10).model.double().eval()
 
 
 def without_eps(model):
@@ -181,11 +193,12 @@ class TestZennit:
         assert_zennits(model, x, classes, name, "heo2019", "pass")
         assert_zennits(model, x, classes, name, "epsilon-plus", "pass")
 
-    def test_values_at_trained_weights(self):
+    @pytest.mark.parametrize("trained", [after_a_few_steps, trained_on_imagenette])
+    def test_values_at_trained_weights(self, trained):
         model, x, classes = (
-            without_eps(trained_resnet18()),
-            images(2, 96, torch.float64),
-            torch.tensor([3, 7]),
+            without_eps(trained()),
+            images(1, 64 if trained is after_a_few_steps else 96, torch.float64),
+            torch.tensor([3]),
         )
         for composite in COMPOSITES:
             assert_zennits(model, x, classes, "resnet18", composite, "fold")
@@ -284,11 +297,61 @@ def test_every_network_conserves_relevance(name):
     gc.collect()
 
 
-@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "swin_v2_t", "maxvit_t"])
-def test_transformers_get_a_clear_error(name):
-    model = models.get_model(name, num_classes=10).eval()
-    with torch.no_grad(), pytest.raises(TrompeError, match="has no relevance rule; write one"):
-        LRP()(model, images(1, 224), 0)
+TRANSFORMERS = {
+    "vit": lambda: models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=10),
+    "swin": lambda: models.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=10),
+    "swin v2": lambda: models.SwinTransformer(
+        [4, 4],
+        8,
+        [1, 1],
+        [2, 2],
+        [2, 2],
+        num_classes=10,
+        block=models.swin_transformer.SwinTransformerBlockV2,
+        downsample_layer=models.swin_transformer.PatchMergingV2,
+    ),
+    "maxvit": lambda: models.MaxVit((64, 64), 8, 2, [8, 8], [1, 1], 4, 0.0, num_classes=10),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_account_for_every_part_of_the_logit(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = TRANSFORMERS[name]().double().eval()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    x = images(1, 64 if name == "maxvit" else 32, torch.float64)
+    for composite in ("epsilon", "epsilon-plus"):
+        explainer = LRP(composite=composite)
+        with torch.no_grad():
+            share = explainer(model, x, 2).sum() / model(x)[0, 2]
+        table = conservation(explainer, model, x, 2)
+        assert abs(share) > 1e-6
+        np.testing.assert_allclose(table["received"].iloc[-1], share, rtol=1e-9)
+        assert "product" in {o.kind for o in recorded(model, x)}
+
+
+def recorded(model, x):
+    tape = Tape(model)
+    with torch.no_grad(), tape:
+        live = x.clone()
+        tape.start(x, live)
+        model(live)
+    return tape.operations
+
+
+def test_an_lstm_gets_a_clear_error():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows = nn.LSTM(3, 4, batch_first=True)
+
+        def forward(self, x):
+            return self.rows(x.mean(3).mT)[0].mean(1)
+
+    with torch.no_grad(), pytest.raises(TrompeError, match="'lstm' .*no relevance rule; write one"):
+        LRP()(Recurrent(), images(), 0)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -378,6 +441,40 @@ def test_half_precision_keeps_the_ranks(dtype, composite):
             assert spearmanr(a.ravel(), b.ravel()).statistic >= 0.98
 
 
+def test_released_composite_is_its_definition_at_a_residual_sum():
+    """Relevance of out = branch + identity, by the positive parts of (out, identity)."""
+
+    class Residual(nn.Module):
+        def __init__(self, add):
+            super().__init__()
+            self.branch, self.head = nn.Conv2d(3, 3, 1), nn.Linear(3, 2, bias=False)
+            self.add = add
+
+        def forward(self, x):
+            return self.head(self.add(self.branch(x), x).mean((2, 3)))
+
+    torch.manual_seed(0)
+    for add in (torch.Tensor.add, lambda out, identity: out.add_(identity)):
+        model, x = Residual(add).double(), images(2, 6, torch.float64)
+        with torch.no_grad():
+            branch, weight = model.branch(x), model.head.weight[1]
+            out = branch + x
+            pooled, logit = out.mean((2, 3)), model(x)[:, 1]
+            of_pooled = pooled * weight / (logit + 0.01 * logit.sign())[:, None] * logit[:, None]
+            share = out.clamp(min=0) / 36
+            share = share / (share.sum((2, 3), keepdim=True) + 1e-6)
+            relevance = share * of_pooled[..., None, None]
+            total = out.clamp(min=0) + x.clamp(min=0) + 1e-6
+            to_branch = relevance * out.clamp(min=0) / total
+            to_identity = relevance * x.clamp(min=0) / total
+            w = model.branch.weight[:, :, 0, 0]
+            parts = (w[None, :, :, None, None] * x[:, None]).clamp(min=0)
+            z = parts.sum(2) + model.branch.bias.clamp(min=0)[None, :, None, None] + 0.01
+            through = (parts * (to_branch / z)[:, :, None]).sum(1)
+            ours = LRP(composite="heo2019-released")(model, x, 1)
+        torch.testing.assert_close(ours, (to_identity + through).sum(1), rtol=1e-6, atol=1e-9)
+
+
 class TestComposites:
     def test_first_choice_that_fits_counts(self):
         model, x = make("vgg", torch.float64), images(2, dtype=torch.float64)
@@ -417,6 +514,123 @@ class TestComposites:
         assert torch.equal(explainer(model, x, 1), LRP(composite=same)(model, x, 1))
         assert f"composite={path}" in str(explainer)
 
+    def test_contents_decide_what_a_composite_is(self, tmp_path):
+        texts = {
+            "a.yaml": "base: epsilon-plus\nrules: [{rule: gamma, gamma: 0.5, kind: linear}]",
+            "b.yaml": "rules: [{kind: linear, gamma: 5.0e-1, rule: gamma}]\nbase: epsilon-plus",
+            "c.yaml": "base: epsilon-plus\nrules: [{rule: gamma, gamma: 0.25, kind: linear}]",
+            "d.yaml": "base: epsilon\nrules: [{rule: gamma, gamma: 0.5, kind: linear}]",
+        }
+        for name, text in texts.items():
+            (tmp_path / name).write_text(text)
+        a, b, c, d = (LRP(composite=str(tmp_path / name)) for name in texts)
+        assert a == b
+        assert a.rules == b.rules
+        assert len({a, b, c, d}) == 3
+        assert a == LRP(composite=a.rules)
+        assert LRP(composite="epsilon") == LRP(composite=find_composite("epsilon"))
+        (tmp_path / "a.yaml").write_text(texts["c.yaml"])
+        assert LRP(composite=tmp_path / "a.yaml") == c
+        assert Box([-2.1, -2.0, -1.8]) == Box([-2.1, -2.0, -1.8])
+        assert len({Box([-2.1, -2.0, -1.8]), Box([-2.1, -2.0, -1.7]), Box()}) == 3
+
+    def test_numbers_in_yaml_may_be_written_as_people_do(self, tmp_path):
+        path = tmp_path / "mine.yaml"
+        path.write_text("rules: [{rule: epsilon, epsilon: 1e-3}]")
+        assert find_composite(path).choices[0].rule == Epsilon(1e-3)
+
+    OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from trompe.explainers.relevance import Choice, Epsilon, find_composite
+
+
+@dataclass(frozen=True)
+class Rough(Epsilon):
+    name: ClassVar[str] = "rough"
+    epsilon: float = 0.5
+
+
+def mine(epsilon=0.5):
+    return find_composite("epsilon-plus").extended("mine", Choice(Rough(epsilon), "linear"))
+
+
+ready = mine(0.25)
+number = 3
+"""
+
+    def test_of_ones_own_by_file_module_and_yaml(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "my_lrp.py").write_text(self.OWN)
+        (tmp_path / "mine.yaml").write_text(
+            'base: "my_lrp.py:ready"\nrules: [{rule: "my_lrp.py:Rough", epsilon: 0.1, kind: sum}]'
+        )
+        by_file, by_module = find_composite("my_lrp.py:mine"), find_composite("my_lrp:mine")
+        (rough, *_) = by_file.choices
+        assert (rough.rule.name, rough.rule.epsilon) == ("rough", 0.5)
+        assert [c.rule.epsilon for c in by_module.choices[:1]] == [0.5]
+        assert find_composite("my_lrp.py:mine:epsilon=0.25") == find_composite("my_lrp.py:ready")
+        in_yaml = find_composite("mine.yaml")
+        assert [str(c.rule) for c in in_yaml.choices[:2]] == [
+            "rough:epsilon=0.1",
+            "rough:epsilon=0.25",
+        ]
+        spec = parse_explainer("lrp:composite=my_lrp.py:ready")
+        assert spec == LRP(composite="my_lrp.py:ready")
+        assert spec(make("vgg"), images(), 0).isfinite().all()
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("base: my_lrp.py:number\nrules: []", "not the LRP composite that is asked for"),
+            ("rules: [{rule: 'my_lrp.py:number'}]", "is no LRP rule"),
+            ("rules: [{rule: 'my_lrp.py:Rogh'}]", "names nothing .*did you mean Rough"),
+            ("rules: [{rule: 'my_lrp.py:Rough', eps: 1}]", "no option of the rule .* 'eps'"),
+            ("rules: [{rule: 'nowhere.py:Rough'}]", "cannot be imported"),
+        ],
+    )
+    def test_mistakes_in_what_is_of_ones_own(self, tmp_path, monkeypatch, text, message):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "my_lrp.py").write_text(self.OWN)
+        (tmp_path / "mine.yaml").write_text(text)
+        with pytest.raises(TrompeError, match=message):
+            find_composite("mine.yaml")
+
+    def test_code_that_others_name_is_not_run(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "my_lrp.py").write_text("raise SystemExit")
+        (tmp_path / "mine.yaml").write_text("rules: [{rule: 'my_lrp.py:Rough'}]")
+        for composite in ("my_lrp.py:mine", "mine.yaml"):
+            with written_by_others("A run"), pytest.raises(TrompeError, match="A run names"):
+                find_composite(composite)
+
+    def test_registered_by_name(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(COMPOSITES, "_entries", dict(COMPOSITES._entries))
+        monkeypatch.setattr(RULE_NAMES, "_entries", dict(RULE_NAMES._entries))
+        COMPOSITES.register(
+            "mine", find_composite("epsilon").extended("mine", Choice(Flat(), depth=0))
+        )
+        RULE_NAMES.register("tenth", partial(Epsilon, 0.1))
+        (tmp_path / "own.yaml").write_text("base: mine\nrules: [{rule: tenth, kind: sum}]")
+        first, second, *_ = find_composite(tmp_path / "own.yaml").choices
+        assert (first.rule, second.rule) == (Epsilon(0.1), Flat())
+
+    def test_installed_by_another_package(self, monkeypatch):
+        points = {
+            "trompe.LRP_composites": EntryPoint("theirs", "tests.own_lrp:composite", ""),
+            "trompe.LRP_rules": EntryPoint("their-rule", "tests.own_lrp:Rough", ""),
+        }
+        module = ModuleType("tests.own_lrp")
+        exec(self.OWN.replace("ready", "composite"), vars(module))
+        monkeypatch.setitem(sys.modules, "tests.own_lrp", module)
+        for registry in (COMPOSITES, RULE_NAMES):
+            group = f"trompe.{registry.kind.replace(' ', '_')}s"
+            installed = {p.name: p for g, p in points.items() if g == group}
+            monkeypatch.setitem(vars(registry), "_installed", installed)
+        assert find_composite("theirs").choices[0].rule.epsilon == 0.25
+        assert RULE_NAMES.build("their-rule:epsilon=0.3").epsilon == 0.3
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
@@ -451,6 +665,15 @@ class TestComposites:
 
 
 class TestConservation:
+    def test_leaves_a_model_in_training_mode_as_it_was(self):
+        model, x = make("densenet").train(), images(2)
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        table = conservation(LRP(), model, x, 1)
+        assert all(module.training for module in model.modules())
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, before[key]), key
+        pd.testing.assert_frame_equal(table, conservation(LRP(), model.eval(), x, 1))
+
     def test_accounts_for_every_part_of_the_logit(self):
         for name in SMALL:
             model, x = make(name, torch.float64), images(2, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Every operation with a rule, in all forms in which PyTorch knows it."""
+"""Every operation with a rule, in all forms that PyTorch has of it."""
 
 import itertools
 

@@ -345,6 +345,14 @@ def test_averages(rule, slow, seed):
         assert_follows(pool, x.abs(), rule, slow, generator)
 
 
+def test_bicubic_interpolation_has_negative_weights():
+    pool = nn.Upsample(scale_factor=2, mode="bicubic")
+    x = torch.randn(1, 2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert_follows(pool, x, Epsilon(STABILISER), slow_epsilon, torch.Generator().manual_seed(1))
+    with pytest.raises(TrompeError, match="of the kind 'product'"):
+        by_rule(pool, x, pool(x), AlphaBeta())
+
+
 @pytest.mark.parametrize(("rule", "slow"), FOR_SUMS)
 @pytest.mark.parametrize("kind", [Sum, Difference])
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([1.0, 0.5, 3.0]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from trompe.data.subset import Part, parted
 from trompe.errors import TrompeError
 from trompe.evaluation.accuracy import predictions
 from trompe.explainers import Explainer
-from trompe.models import save_weights
+from trompe.models import copied, save_weights
 from trompe.models.call import class_count, placed
 from trompe.models.weights import fit_weights, read_weights
 from trompe.tuning.retrain import Retrain
@@ -96,7 +95,7 @@ class RepairResult:
             stages = pd.read_csv(directory / "stages.csv", float_precision="round_trip")
         except (OSError, ValueError) as error:
             raise TrompeError(f"'{directory}' holds no finished repair ({error}).") from error
-        found = cls(copy.deepcopy(suspect), stages, told["chosen"], told["labelled"])
+        found = cls(copied(suspect), stages, told["chosen"], told["labelled"])
         if not found.failed:
             state = read_weights(directory / WEIGHTS)
             fit_weights(found.model, state, str(directory / WEIGHTS))
@@ -239,7 +238,7 @@ def attempts(
 def _check_classes(model: nn.Module, data: Images) -> None:
     count = class_count(model, data[0][0])
     known = len(getattr(data, "classes", range(count)))
-    if known != count:
+    if known != count and not getattr(data, "mapped", False):
         raise TrompeError(
             f"The data has {known} classes and the suspect {count}: its labels can't be trained "
             "towards. Give data of the suspect's classes, or add --no-labels (labels=False)."
@@ -255,7 +254,7 @@ def _labels(part: Part) -> Tensor:
 
 def with_statistics(model: nn.Module, data: Images, batch_size: int = 32) -> nn.Module:
     """A copy whose BatchNorm statistics are the means over one pass of the data."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     before = [(m, m.training, getattr(m, "momentum", None)) for m in model.modules()]
     model.eval()
     for module in model.modules():

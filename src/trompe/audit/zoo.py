@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,7 +15,7 @@ from torch import nn
 
 from trompe.base.settings import filled, read_layout
 from trompe.errors import TrompeError
-from trompe.models import LoadedModel, load_model
+from trompe.models import LoadedModel, copied, load_model
 from trompe.tuning.plan import Planned
 
 Settings = dict[str, Any]
@@ -193,7 +192,7 @@ def _members(layout: Layout, family: str, dataset: str, data: str) -> Iterator[M
 
 def pruned(model: nn.Module, share: float) -> nn.Module:
     """A copy whose weights of smallest magnitude, a ``share`` of every layer, are 0."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     with torch.no_grad():
         for weight in _weights(model):
             cut = weight.abs().flatten().kthvalue(max(1, round(share * weight.numel()))).values
@@ -203,7 +202,7 @@ def pruned(model: nn.Module, share: float) -> nn.Module:
 
 def quantised(model: nn.Module, bits: int) -> nn.Module:
     """A copy whose weights are rounded to ``bits`` bits, one symmetric scale per layer."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     with torch.no_grad():
         for weight in _weights(model):
             step = weight.abs().max() / (2 ** (bits - 1) - 1)

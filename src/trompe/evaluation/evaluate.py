@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from torch import nn
 
-from trompe.data.images import Images, check_labels
+from trompe.data.images import Images, check_images, check_labels
 from trompe.errors import TrompeError
 from trompe.evaluation import notes
 from trompe.evaluation.result import Evaluation
@@ -106,6 +106,7 @@ def check_evaluation(
     TrompeError
         If there is no image, a label is out of range, or composites are missing.
     """
+    check_images(data)
     if not len(data):
         raise TrompeError("There is no image to evaluate on.")
     check_labels(data, class_count(model, data[0][0]))

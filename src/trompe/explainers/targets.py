@@ -72,9 +72,13 @@ def of_each_class(output: Tensor) -> Tensor:
     return torch.cat((-output, output), 1) if output.shape[1] == 1 else output
 
 
-def shares(output: Tensor, classes: Tensor) -> Tensor:
-    """How much each output ``[N, K]`` adds to the explained scalar; never in half precision."""
+def shares(output: Tensor, classes: Tensor, *, of_one: bool = False) -> Tensor:
+    """How much each output ``[N, K]`` adds to the explained scalar; never in half precision.
+
+    ``of_one``: to a 1 in its place.
+    """
     explained = score(full_precision(output), classes)[:, None]
+    explained = torch.ones_like(explained) if of_one else explained
     if output.shape[1] == 1:
         return explained
     zero = torch.zeros_like(full_precision(output))

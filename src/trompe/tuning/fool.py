@@ -22,7 +22,7 @@ from trompe import runs
 from trompe.base import processes
 from trompe.base.identity import fingerprint
 from trompe.base.settings import Whole
-from trompe.data.images import Images, check_class, check_labels, fingerprint_of
+from trompe.data.images import Images, check_class, check_images, check_labels, fingerprint_of
 from trompe.data.subset import parted
 from trompe.errors import TrompeError
 from trompe.evaluation import Evaluation, evaluate
@@ -331,6 +331,7 @@ class Fool(Tuning):
 
     def _checked(self, model: nn.Module, data: Images, held_out: Images | None) -> Tensor:
         """Refuse what can't work; returns one image ``[1, 3, H, W]`` on the model's device."""
+        check_images(data)
         if not len(data):
             raise TrompeError("There is no image to fine-tune on.")
         image = data[0][0]

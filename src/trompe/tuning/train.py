@@ -19,7 +19,7 @@ from trompe import runs
 from trompe.base import processes
 from trompe.base.identity import fingerprint
 from trompe.base.settings import Whole
-from trompe.data.images import Images, check_labels, fingerprint_of
+from trompe.data.images import Images, check_images, check_labels, fingerprint_of
 from trompe.errors import TrompeError
 from trompe.evaluation.accuracy import accuracy
 from trompe.metrics import in_top
@@ -73,6 +73,7 @@ class Train(Tuning):
         on_step: OnStep | None = None,
     ) -> TrainResult:
         """Carry the recipe out; see `train`."""
+        check_images(data)
         if not len(data):
             raise TrompeError("There is no image to train on.")
         if not any(p.requires_grad for p in model.parameters()):

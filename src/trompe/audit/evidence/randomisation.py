@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from trompe.audit.evidence.base import Evidence, compared
 from trompe.audit.observe import Maps, Observations
 from trompe.errors import TrompeError
-from trompe.models import find_heads
+from trompe.models import copied, find_heads
 from trompe.models.call import placed
 
 
@@ -31,7 +29,7 @@ def with_random_head(model: nn.Module, image: Tensor, seed: int = 0) -> nn.Modul
     TrompeError
         If no layer with weights makes the logits.
     """
-    drawn = copy.deepcopy(model)
+    drawn = copied(model)
     generator = torch.Generator().manual_seed(seed)
     for head in find_heads(model, image):
         for name, module in drawn.get_submodule(head).named_modules():

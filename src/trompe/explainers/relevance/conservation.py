@@ -51,8 +51,8 @@ def conservation(
         received: Tensor,
         shares: Sequence[Tensor | None],
     ) -> None:
-        total = _total(received)
-        kept = sum((_total(p) for p in shares if p is not None), torch.zeros_like(total))
+        total = received.sum()
+        kept = sum((p.sum() for p in shares if p is not None), torch.zeros_like(total))
         bias = stabiliser = torch.zeros_like(total)
         if isinstance(rule, Rule):
             for flow in rule.flows_of(operation, received):
@@ -74,26 +74,21 @@ def conservation(
         )
 
     explainer = explainer.resolve(model, images[:1])
-    logits, arrived = explainer.trace(model, images, classes, observe)
-    nothing = torch.zeros_like(logits)
+    arrived = explainer.trace(model, images, classes, observe).sum()
     rows.append(
         {
             "layer": explainer.layer,
             "operation": "",
             "rule": "",
-            "received": _total(arrived),
-            "kept": _total(arrived),
-            **dict.fromkeys(("bias", "stabiliser", "other"), nothing),
+            "received": arrived,
+            "kept": arrived,
+            **dict.fromkeys(("bias", "stabiliser", "other"), torch.zeros(())),
         }
     )
     return pd.DataFrame(
         {
-            key: float((value / logits).mean()) if isinstance(value, Tensor) else value
+            key: float(value) / len(images) if isinstance(value, Tensor) else value
             for key, value in row.items()
         }
         for row in rows
     )
-
-
-def _total(relevance: Tensor) -> Tensor:
-    return relevance.flatten(1).sum(1)

@@ -84,12 +84,12 @@ class Flow:
         return [a * g for a, g in zip(inputs, pull(z, inputs, share), strict=True)]
 
     def lost(self) -> tuple[Tensor, Tensor]:
-        """Relevance ``[N]`` that the constant, and that the stabiliser keeps from the inputs."""
+        """Relevance that the constant, and that the stabiliser keeps from the inputs, in all."""
         z = self.z(self.inputs, self.weights, self.bias)
         constant = self.z([torch.zeros_like(a) for a in self.inputs], self.weights, self.bias)
         stabilised = self.stabilised(z)
         share = self.relevance / stabilised
-        return (share * constant).flatten(1).sum(1), (share * (stabilised - z)).flatten(1).sum(1)
+        return (share * constant).sum(), (share * (stabilised - z)).sum()
 
     def z(
         self, inputs: Sequence[Tensor], weights: Sequence[Tensor | None], bias: Tensor | None

@@ -16,8 +16,9 @@ _ATTENTION = 4
 _SATURATING = {
     "softmax": _ATTENTION,
     **dict.fromkeys(("sigmoid", "hardsigmoid"), 3),
-    "tanh": 2,  # in tanh · sigmoid the signal
-    **dict.fromkeys(("relu6", "hardtanh", "clamp"), 1),  # part of a hard sigmoid written out
+    **dict.fromkeys(("tanh", "erf", "softsign"), 2),  # in tanh · sigmoid the signal
+    # Parts of a sigmoid or softmax, hard or not, that is written out.
+    **dict.fromkeys(("relu6", "hardtanh", "clamp", "exp", "sign"), 1),
 }
 # Operations in which the first tensor is all that relevance goes to.
 _OF_THE_FIRST = {"div", "pow"}

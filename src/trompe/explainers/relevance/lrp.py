@@ -92,20 +92,22 @@ class LRP(Explainer):
         images: Tensor,
         classes: Classes,
         observer: Observer,
-    ) -> tuple[Tensor, Tensor]:
-        """Explain as a call does, and show ``observer`` every operation on the way down.
+    ) -> Tensor:
+        """Send back a relevance of 1 from each image's logit, whatever it is, as a call would.
+
+        ``observer`` is shown every operation on the way down. Rules are linear in relevance, so
+        that what it sees are shares of the logits.
 
         Returns
         -------
-        tuple of Tensor
-            The explained logits ``[N]``, and the relevance at the layer with all its channels.
+        Tensor
+            The relevance at the layer, with all its channels.
         """
         model = unwrapped(model)
         with evaluation_mode(model):
             site = self.resolve(model, images[:1]).site(model)
-            need = replace(*self.needs, observer=observer)
-            explained = Explained(Recorded(model, images, [(need, site)]), classes)
-            return explained.score, explained.of(need, site)
+            need = replace(*self.needs, observer=observer, of_one=True)
+            return Explained(Recorded(model, images, [(need, site)]), classes).of(need, site)
 
 
 LRP_T = partial(LRP, layer=None)

@@ -55,7 +55,7 @@ class RelevanceService(Service[Tensor]):
         return propagate(
             self.tape,
             self.tape.value(output),
-            targets.shares(output, explained.classes),
+            targets.shares(output, explained.classes, of_one=need.of_one),
             need.composite,
             set(self._values.values()),
             fold=need.fold,
@@ -75,6 +75,8 @@ class Relevance(Need[Tensor]):
         Treat each BatchNorm as part of the layer next to it.
     observer
         Called after every operation of the reverse pass.
+    of_one
+        Start as 1, whatever the score: rules are linear in relevance, so that all are shares of it.
     """
 
     service: ClassVar[type[Service[Tensor]]] = RelevanceService
@@ -82,3 +84,4 @@ class Relevance(Need[Tensor]):
     composite: Composite
     fold: bool = False
     observer: Observer | None = None
+    of_one: bool = False

@@ -93,7 +93,10 @@ class Operation:
                 return "average-pool"
             constants = [factor for factor in factors if isinstance(factor, Tensor)]
             return "linear" if len(factors) == 2 and constants else "product"
-        return "product" if kind in WEIGHTED and isinstance(operands[0], Tensor) else kind
+        bicubic = self.kwargs.get("mode") == "bicubic"  # has negative weights
+        if bicubic or (kind in WEIGHTED and isinstance(operands[0], Tensor)):
+            return "product"
+        return kind
 
     def __str__(self) -> str:
         return describe(self.name, self.path)

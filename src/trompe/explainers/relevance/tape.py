@@ -253,9 +253,9 @@ class Tape(TorchFunctionMode):
     def _refuse_unseen(self) -> None:
         if self._unseen:
             raise TrompeError(
-                f"{self._unseen} is called where LRP can't follow it: by TorchScript, an "
-                "extension, or an autograd function that returns its input. Write this part of "
-                "the model in plain PyTorch, or explain a layer above it."
+                f"{self._unseen} is called where LRP can't follow it, by TorchScript or an "
+                "extension. Write this part of the model in plain PyTorch, or explain a layer "
+                "above it."
             )
 
     @property
