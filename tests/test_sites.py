@@ -335,6 +335,7 @@ class TestThreads:
         model.insert(1, nn.BatchNorm2d(6))
         explainers = [
             GradCAM(),
+            LRP(layer=None),
             SimpleGrad(layer="4"),
             SmoothGrad(samples=2),
             IntegratedGradients(layer="4", steps=2),
