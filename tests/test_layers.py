@@ -356,6 +356,13 @@ def test_get_layer_by_name() -> None:
     model = torchvision.models.resnet18(num_classes=3)
     assert get_layer(model, "layer4.1") is model.layer4[1]
     assert get_layer(nn.DataParallel(model), "layer4.1") is model.layer4[1]
+    assert get_layer(torch.compile(model), "layer4.1") is model.layer4[1]
+    assert get_layer(torch.compile(model), "_orig_mod.layer4.1") is model.layer4[1]
+    inside = nn.Sequential(nn.Identity(), nn.DataParallel(model))
+    assert get_layer(inside, "1.layer4.1") is model.layer4[1]
+    for empty in ("module", "_orig_mod"):
+        with pytest.raises(TrompeError, match="has no layer"):
+            get_layer(torch.compile(model), empty)
     assert get_layer(model, "module.layer4.1") is model.layer4[1]
     shared = Calls(lambda m, x: x, a=model, b=model)
     assert get_layer(shared, "b.layer4") is model.layer4

@@ -18,6 +18,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from tests.oracles import assert_gradient_is_finite_difference
 from trompe import LRP, GradCAM, IntegratedGradients, Recording, SimpleGrad, SmoothGrad, TrompeError
 from trompe.explainers.foreign.captum import CaptumExplainer
+from trompe.explainers.relevance import conservation
 from trompe.explainers.sites import Site
 from trompe.models import evaluation_mode
 
@@ -334,6 +335,7 @@ class TestThreads:
         model.insert(1, nn.BatchNorm2d(6))
         explainers = [
             GradCAM(),
+            LRP(layer=None),
             SimpleGrad(layer="4"),
             SmoothGrad(samples=2),
             IntegratedGradients(layer="4", steps=2),
@@ -360,6 +362,14 @@ class TestThreads:
         assert all(module.training for module in model.modules())
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
         assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+    def test_conservation_leaves_a_model_in_training_mode_as_it_was(self):
+        model = small().train()
+        model.insert(1, nn.BatchNorm2d(6))
+        state = copy.deepcopy(model.state_dict())
+        conservation(LRP(), model, images(), 1)
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+        assert all(module.training for module in model.modules())
 
     def test_a_mode_is_given_back_when_the_last_is_done(self):
         model = small().train()

@@ -10,7 +10,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from trompe import LRP, GradCAM, SimpleGrad
+from tests.oracles import assert_gradient_is_finite_difference
+from trompe import LRP, GradCAM, SimpleGrad, SmoothGrad
 from trompe.explainers.twice import TwiceDifferentiable, gradients_between
 
 CONVOLUTIONS = {
@@ -178,6 +179,20 @@ def test_the_second_derivative_of_max_pooling_keeps_channels_last():
     expected = torch.autograd.grad((3 * F.max_pool2d(x, 2) ** 2).square().sum(), x)[0]
     torch.testing.assert_close(x.grad, expected)
     assert arrived[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("explainer", [SimpleGrad(), SmoothGrad(samples=2), GradCAM(layer="0")])
+@pytest.mark.parametrize(
+    "pool", [nn.MaxPool2d(2), nn.AdaptiveMaxPool2d(2), nn.MaxPool2d(3, 2, 1, ceil_mode=True)]
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_max_pooling_before_linear_operations_only(explainer, pool, layout):
+    """Nothing arrives at the pooling's result then: its gradient does not depend on it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), pool, nn.Flatten(), nn.LazyLinear(3))
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64).to(memory_format=layout)
+    model.double()(x)
+    assert_gradient_is_finite_difference(explainer, model.eval(), x, torch.tensor([0, 2]))
 
 
 def test_frozen_weights_get_no_gradient():

@@ -175,10 +175,11 @@ def get_layer(model: nn.Module, name: str) -> nn.Module:
         If there is none; close names are suggested.
     """
     modules: dict[str, nn.Module] = dict(unwrapped(model).named_modules(remove_duplicate=False))
-    plain = {_plain(known): module for known, module in modules.items()}
-    found = modules.get(name) or plain.get(_plain(name))
-    if found is not None and _plain(name):
-        return found
+    if name and name in modules:
+        return modules[name]
+    plain = {_plain(known): module for known, module in modules.items() if _plain(known)}
+    if _plain(name) in plain:
+        return plain[_plain(name)]
     raise TrompeError(
         f"{type(model).__name__} has no layer {name!r}{did_you_mean(name, modules)}; "
         "list all with [name for name, _ in model.named_modules()]."
