@@ -10,6 +10,7 @@ from rich.text import Text
 
 from trompe.cli.app import console
 from trompe.evaluation import CONTROL, MANIPULATED, ORIGINAL, Evaluation
+from trompe.explainers import LRP, parse_explainer
 from trompe.objectives import OBJECTIVES
 from trompe.tuning.config import (
     Config,
@@ -160,7 +161,8 @@ def after_evaluate(config: EvaluateConfig, out: Path) -> dict[str, str]:
 def after_explain(config: ExplainConfig, out: Path) -> dict[str, str]:
     """Other explainers; how much relevance is lost."""
     steps = {"other explainers": "trompe list explainers"}
-    if any(spec.startswith("lrp") for spec in config.explainer) and not config.check:
+    explainers = map(parse_explainer, config.explainer)
+    if any(isinstance(explainer, LRP) for explainer in explainers) and not config.check:
         given = {"images": config.images, "explainer": config.explainer, "classes": config.classes}
         steps["how much relevance every layer keeps"] = _command(
             ExplainConfig, config, **given, check=True
