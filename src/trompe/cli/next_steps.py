@@ -11,6 +11,7 @@ from rich.text import Text
 from trompe.cli.app import console
 from trompe.cli.jobs import EvaluateJob, ExplainJob
 from trompe.evaluation import CONTROL, MANIPULATED, ORIGINAL, Evaluation
+from trompe.explainers import LRP, parse_explainer
 from trompe.objectives import OBJECTIVES
 from trompe.tuning.job import DataJob, FoolJob, Job, TrainJob
 
@@ -154,7 +155,8 @@ def after_evaluate(config: EvaluateJob, out: Path) -> dict[str, str]:
 def after_explain(config: ExplainJob, out: Path) -> dict[str, str]:
     """Other explainers; how much relevance is lost."""
     steps = {"other explainers": "trompe list explainers"}
-    if any(spec.startswith("lrp") for spec in config.explainer) and not config.check:
+    explainers = map(parse_explainer, config.explainer)
+    if any(isinstance(explainer, LRP) for explainer in explainers) and not config.check:
         given = {"images": config.images, "explainer": config.explainer, "classes": config.classes}
         steps["how much relevance every layer keeps"] = _command(
             ExplainJob, config, **given, check=True

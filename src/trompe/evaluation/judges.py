@@ -37,21 +37,23 @@ def default_judges(
     TrompeError
         If an attacked or chosen explainer can't explain the model.
     """
+    given = [chosen] if isinstance(chosen, Explainer) else list(chosen or ())
+    judges = list(dict.fromkeys(e.resolve(model, sample) for e in [*attacked, *given]))
+    if chosen is not None:
+        for explainer in judges:
+            _heatmaps(explainer, model, sample)
+        return judges
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(0)).to(sample)
     probe = torch.cat([sample, noise])
-    judges = [e.resolve(model, sample) for e in attacked]
-    maps = [_heatmaps(e, model, probe) for e in judges]
-    if chosen is not None:
-        for explainer in [chosen] if isinstance(chosen, Explainer) else chosen:
-            judges.append(explainer.resolve(model, sample))
-            _heatmaps(judges[-1], model, sample)
-        return list(dict.fromkeys(judges))
+    maps = [_heatmaps(explainer, model, probe) for explainer in judges]
     for explainer in JUDGES:
-        if explainer not in judges and (why := _fault(explainer, model, probe, maps)):
+        if explainer in judges:
+            continue
+        if why := _fault(explainer, model, probe, maps):
             warnings.warn(f"{explainer} is left out of the evaluation: {why}", stacklevel=4)
         else:
             judges.append(explainer)
-    return list(dict.fromkeys(judges))
+    return judges
 
 
 def _fault(
