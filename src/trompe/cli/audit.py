@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from rich.table import Table
 
 from trompe import runs
@@ -11,7 +13,6 @@ from trompe.base.identity import fingerprint
 from trompe.cli.app import command, console
 from trompe.cli.jobs import AuditJob
 from trompe.cli.reading import default_out, read_case
-from trompe.data.images import fingerprint_of
 from trompe.report.audit import write_audit
 from trompe.report.words import family_name, number
 from trompe.tuning.recipe import ELSEWHERE
@@ -32,10 +33,9 @@ def audit_(config: AuditJob) -> None:
     case = read_case(config)
     out = config.out or default_out("audit", config.suspect)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
-    with runs.opened(
-        out, settings, {"weights": fingerprint(case.suspect), "data": fingerprint_of(case.data)}
-    ):
-        found = audit(
+    with runs.opened(out, settings, case.start | {"evidence": fingerprint(kinds)}):
+        asked = partial(
+            audit,
             case.suspect,
             case.data,
             case.reference,
@@ -44,7 +44,7 @@ def audit_(config: AuditJob) -> None:
             calibration=case.calibration,
             **config.model_dump(include={"seed", "batch_size", "quiet"}),
         )
-        found.save(out / "evidence")
+        found = runs.part(out, "evidence", asked, AuditReport.load)
         if not config.quiet:
             _show(found)
         page = write_audit(out, found, case.data)

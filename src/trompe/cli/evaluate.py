@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from trompe import runs
 from trompe.base import processes
 from trompe.base.identity import fingerprint
@@ -12,7 +14,7 @@ from trompe.cli.reading import default_out, device_for, weights_in
 from trompe.cli.tables import show_evaluation
 from trompe.data import load_data
 from trompe.data.images import fingerprint_of
-from trompe.evaluation import evaluate
+from trompe.evaluation import Evaluation, evaluate
 from trompe.explainers import parse_explainer
 from trompe.models import load_model
 from trompe.objectives import parse_objective
@@ -45,7 +47,7 @@ def evaluate_(config: EvaluateJob) -> None:
     data = load_data(
         config.data,
         preprocessing,
-        **config.model_dump(include={"limit", "seed", "corrupt", "check"}),
+        **config.model_dump(include={"limit", "seed", "corrupt", "check", "class_map"}),
     )
     composed = [objective for objective in objectives if objective.on_composites]
     fool_data = {o: o.composites(data, config.pairs, config.seed) for o in composed}
@@ -63,7 +65,8 @@ def evaluate_(config: EvaluateJob) -> None:
             "explainers or objectives": fingerprint(explainers, objectives),
         },
     ):
-        result = evaluate(
+        compared = partial(
+            evaluate,
             original.to(device),
             manipulated,
             data,
@@ -73,8 +76,8 @@ def evaluate_(config: EvaluateJob) -> None:
             fool_data=fool_data,
             **config.model_dump(include={"batch_size", "gallery", "workers", "quiet"}),
         )
+        result = runs.part(out, "evaluation", compared, Evaluation.load)
         if processes.is_main():
-            result.save(out / "evaluation")
             if not config.quiet:
                 show_evaluation(result)
             steps = after_evaluate(config, out)

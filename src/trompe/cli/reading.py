@@ -15,10 +15,12 @@ from torchvision import models
 from trompe import runs
 from trompe.audit import EXPLAINERS, Calibration, load_calibration
 from trompe.base.code import written_by_others
+from trompe.base.identity import fingerprint
 from trompe.base.messages import did_you_mean
 from trompe.base.settings import read_layout
 from trompe.cli.jobs import RepairJob, SuspectJob
 from trompe.data import ImageDataset, load_data
+from trompe.data.images import fingerprint_of
 from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
 from trompe.explainers import Explainer, parse_explainer
@@ -80,6 +82,15 @@ class Case(NamedTuple):
     data: ImageDataset
     explainers: Sequence[Explainer]
     calibration: Calibration
+
+    @property
+    def start(self) -> dict[str, str]:
+        """Fingerprints of all of it."""
+        return {
+            "weights": fingerprint(self.suspect, self.reference),
+            "data": fingerprint_of(self.data),
+            "explainers or calibration": fingerprint(self.explainers, self.calibration),
+        }
 
 
 def read_case(config: SuspectJob) -> Case:

@@ -6,12 +6,10 @@ import typer
 from rich.table import Table
 
 from trompe import runs
-from trompe.base.identity import fingerprint
 from trompe.cli.app import command, console
 from trompe.cli.jobs import RepairJob
 from trompe.cli.reading import default_out, read_case
 from trompe.cli.tables import percent
-from trompe.data.images import fingerprint_of
 from trompe.repair import WEIGHTS, RepairResult, repair
 from trompe.report.words import number
 from trompe.tuning.recipe import ELSEWHERE
@@ -26,9 +24,7 @@ def repair_(config: RepairJob) -> None:
     case = read_case(config)
     out = config.out or default_out("repair", config.suspect)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
-    with runs.opened(
-        out, settings, {"weights": fingerprint(case.suspect), "data": fingerprint_of(case.data)}
-    ):
+    with runs.opened(out, settings, case.start):
         # The attempts, what is taken of them, and checkpoints.
         runs.require_space(out, case.suspect, len(config.steps) + 1 + 3)
         result = repair(

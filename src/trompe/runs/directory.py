@@ -9,11 +9,11 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,17 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 STATUS = "status.json"
 SCHEMA = 2  # of run directories; another one is not gone on with
+
+
+class Saved(Protocol):
+    """What can write itself."""
+
+    def save(self, directory: Path, /) -> None:
+        """Write all of it."""
+
+
+P = TypeVar("P", bound=Saved)
+
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 # What safetensors and torch.save say instead of raising an OSError.
 _FULL_WORDS = ("No space left", "File too large", "file write failed", "unexpected pos")
@@ -187,6 +198,26 @@ def finish(directory: Path, part: str) -> None:
     """Say in a run directory that a part of its run is done."""
     parts = dict.fromkeys([*finished(directory), part])
     write_text(directory / STATUS, json.dumps({"schema": SCHEMA, "finished": [*parts]}))
+
+
+def part(directory: Path, name: str, make: Callable[[], P], load: Callable[[Path], P]) -> P:
+    """A part of a run: read if it is done, else made, saved under its name and marked as done.
+
+    Parameters
+    ----------
+    make
+        Makes what has a method ``save(path)``.
+    load
+        Reads from the path what that wrote.
+    """
+    path = directory / name
+    if processes.from_main(lambda: name in finished(directory)):
+        return load(path)
+    made = make()
+    if processes.is_main():
+        made.save(path)
+        finish(directory, name)
+    return made
 
 
 @contextmanager

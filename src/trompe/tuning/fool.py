@@ -6,7 +6,7 @@ all parameters trained (Heo, Joo, Moon, NeurIPS 2019, eq. 1).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,6 @@ from pydantic import Field, PlainValidator, model_validator
 from torch import Tensor, nn
 
 from trompe import runs
-from trompe.base import processes
 from trompe.base.identity import fingerprint
 from trompe.base.settings import Whole
 from trompe.data.images import Images, check_class, check_images, check_labels, fingerprint_of
@@ -282,22 +281,24 @@ class Fool(Tuning):
                     honest, honest_history = self._tuned("control", [], course, directory)
                 evaluation = None
                 if eval_data is not None:
-                    evaluation = kept(
-                        directory,
-                        partial(
-                            evaluate,
-                            original,
-                            manipulated,
-                            eval_data,
-                            explainers=judges,
-                            objective=objectives,
-                            control=honest,
-                            fool_data=judged_on,
-                            attacked=[(t.explainer, t.objective) for t in attacked],
-                            gallery=self.gallery,
-                            workers=self.workers,
-                            quiet=self.quiet,
-                        ),
+                    compared = partial(
+                        evaluate,
+                        original,
+                        manipulated,
+                        eval_data,
+                        explainers=judges,
+                        objective=objectives,
+                        control=honest,
+                        fool_data=judged_on,
+                        attacked=[(t.explainer, t.objective) for t in attacked],
+                        gallery=self.gallery,
+                        workers=self.workers,
+                        quiet=self.quiet,
+                    )
+                    evaluation = (
+                        compared()
+                        if directory is None
+                        else runs.part(directory, "evaluation", compared, Evaluation.load)
                     )
                 return FoolResult(
                     manipulated, honest, history, honest_history, evaluation, directory
@@ -447,19 +448,6 @@ class _Course:
     held_out: Images | None
     sample: Tensor
     on_step: OnStep | None
-
-
-def kept(directory: Path | None, make: Callable[[], Evaluation]) -> Evaluation:
-    """The evaluation that a run directory holds; else it is made, and kept there."""
-    if directory is None:
-        return make()
-    if processes.from_main(lambda: "evaluation" in runs.finished(directory)):
-        return Evaluation.load(directory / "evaluation")
-    found = make()
-    if processes.is_main():
-        found.save(directory / "evaluation")
-        runs.finish(directory, "evaluation")
-    return found
 
 
 def _layers(terms: Iterable[Term]) -> list[str]:
