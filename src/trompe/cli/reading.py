@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import nn
 from torchvision import models
 
@@ -17,7 +17,7 @@ from trompe.audit import EXPLAINERS, Calibration, load_calibration
 from trompe.base.code import written_by_others
 from trompe.base.identity import fingerprint
 from trompe.base.messages import did_you_mean
-from trompe.base.settings import read_layout
+from trompe.base.settings import Settings
 from trompe.cli.jobs import RepairJob, SuspectJob
 from trompe.data import ImageDataset, load_data
 from trompe.data.images import fingerprint_of
@@ -46,7 +46,7 @@ def _suspect_and_reference(
     name, classes = config.model, config.num_classes
     source: AbstractContextManager[None] = nullcontext()
     if given.is_dir():
-        recorded = _recorded(given / runs.CONFIG)
+        recorded = _recorded(given)
         if name is None:
             name, source = recorded.model, written_by_others(f"'{given / runs.CONFIG}'")
         classes = classes or recorded.num_classes
@@ -115,15 +115,16 @@ def read_case(config: SuspectJob) -> Case:
     )
 
 
-class Recorded(BaseModel):
+class Recorded(Settings):
     """What a run directory says of its model."""
 
     model: str | None = None
     num_classes: int | None = Field(None, ge=1)
 
 
-def _recorded(config: Path) -> Recorded:
-    return read_layout(Recorded, config, "config") if config.is_file() else Recorded()
+def _recorded(directory: Path) -> Recorded:
+    told = runs.config_of(directory) if (directory / runs.CONFIG).is_file() else {}
+    return Recorded(**{name: told.get(name) for name in Recorded.model_fields})
 
 
 def _names_model(text: str) -> bool:

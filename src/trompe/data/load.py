@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from difflib import get_close_matches
 from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from trompe.base.messages import did_you_mean
 from trompe.data.classes import mapped
 from trompe.data.dataset import ImageDataset, Source
 from trompe.data.files import Files, images_in
@@ -234,6 +234,7 @@ def _parquet_files(path: Path) -> list[Path]:
 
 def _advice(path: Path) -> str:
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    if close := get_close_matches(path.name.partition(":")[0], [*beside, "shapes", *SOURCES]):
-        return f"did you mean {' or '.join(close)}?"
-    return "give a folder of images, parquet files, hf:NAME or shapes, or path/file.py:NAME."
+    close = did_you_mean(path.name.partition(":")[0], [*beside, "shapes", *SOURCES])
+    return close.strip(" ()") or (
+        "give a folder of images, parquet files, hf:NAME or shapes, or path/file.py:NAME."
+    )

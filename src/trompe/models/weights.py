@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchvision.models import DenseNet, GoogLeNet, Inception3
 
+from trompe import runs
 from trompe.base.messages import first_sentence, listed
 from trompe.errors import TrompeError
 
@@ -157,21 +155,11 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in held.items()
     }
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.touch()
-        mode = part.stat().st_mode
-        safetensors.torch.save_file(tensors, part)
-        part.chmod(mode)  # safetensors makes its files private
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise TrompeError(
-            f"The weights cannot be written to {path} ({error}); check the folder and its free "
-            "space."
-        ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    with runs.replacing(path) as new:
+        new.touch()
+        mode = new.stat().st_mode
+        safetensors.torch.save_file(tensors, new)
+        new.chmod(mode)  # safetensors makes its files private
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,12 +106,11 @@ def write_audit(directory: Path, found: AuditReport, data: Images) -> Path:
 
 def _repetition(directory: Path) -> dict[str, str]:
     """The command and the settings of the audit, where it has a run directory."""
-    config, environment = directory / runs.CONFIG, directory / runs.ENVIRONMENT
-    told = json.loads(environment.read_text()) if environment.is_file() else {}
-    return {
-        "config": config.read_text() if config.is_file() else "",
-        "command": str(told.get("command", "")),
-    }
+    config = directory / runs.CONFIG
+    if not config.is_file():
+        return {"config": "", "command": ""}
+    command = str(runs.environment_of(directory).get("command", ""))
+    return {"config": config.read_text(), "command": command}
 
 
 def _findings(found: AuditReport, section: str) -> list[Finding]:

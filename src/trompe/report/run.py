@@ -1,6 +1,5 @@
 """What a run directory holds, read for the report; a part that is not there is ``None``."""
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 
 from trompe import runs
@@ -141,18 +139,11 @@ def read_run(path: Path) -> Run:
     TrompeError
         If it is none, or one of its files can't be read or lacks a column.
     """
-    config = path / runs.CONFIG
-    if not config.is_file():
-        raise TrompeError(
-            f"{path} is not a run directory: it has no config.yaml; give the directory that "
-            "`trompe fool` wrote."
-        )
     evaluation = path / "evaluation"
-    environment = path / runs.ENVIRONMENT
     return Run(
         path=path,
-        config=_mapping(config),
-        environment=_mapping(environment) if environment.is_file() else None,
+        config=runs.config_of(path),
+        environment=runs.environment_of(path) if (path / runs.ENVIRONMENT).is_file() else None,
         history=_history(path / "history.csv"),
         control_history=_history(path / "history-control.csv"),
         evaluation=Evaluation.load(evaluation) if evaluation.is_dir() else None,
@@ -171,19 +162,6 @@ def described(text: str) -> Mapping[str, Any]:
 
 def _views(table: pd.DataFrame) -> list[View]:
     return [View(*pair) for pair in zip(table["explainer_id"], table["target"], strict=True)]
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise TrompeError(
-            f"{path} can't be read ({error}); repair it or make a new run."
-        ) from error
-    if not isinstance(values, dict):
-        raise TrompeError(f"{path} holds no mapping of names to values; repair it.")
-    return {str(key): value for key, value in values.items()}
 
 
 def _history(path: Path) -> pd.DataFrame | None:
