@@ -61,7 +61,7 @@ def parameters_of(kind: type[Settings]) -> Callable[[Any], Any]:
     def complete(function: Any) -> Any:
         lines = ["", "    Settings", "    --------"]
         for name, field in kind.model_fields.items():
-            default = "" if field.is_required() else f" (default {_written(field.default)})"
+            default = "" if field.is_required() else f" (default {written(field.default)})"
             lines += [f"    {name}", f"        {field.description}{default}"]
         function.__doc__ = f"{function.__doc__}{chr(10).join(lines)}\n"
         return function
@@ -69,5 +69,6 @@ def parameters_of(kind: type[Settings]) -> Callable[[Any], Any]:
     return complete
 
 
-def _written(default: Any) -> str:
+def written(default: Any) -> str:
+    """A default as people write it."""
     return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
