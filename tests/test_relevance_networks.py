@@ -332,6 +332,21 @@ def test_transformers_account_for_every_part_of_the_logit(name):
         assert "product" in {o.kind for o in recorded(model, x)}
 
 
+@pytest.mark.parametrize("name", ["vit", "swin v2"])
+def test_gradients_through_attention_are_finite_differences(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = TRANSFORMERS[name]().double().eval()
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.constant_(parameter, 0.1)
+    x, classes = images(1, 32, torch.float64), torch.tensor([2])
+    rough = find_composite("epsilon").extended(
+        "rough", *(Choice(Epsilon(0.1), kind) for kind in Epsilon.kinds)
+    )
+    assert_gradient_is_finite_difference(LRP(composite=rough), model, x, classes)
+
+
 def recorded(model, x):
     tape = Tape(model)
     with torch.no_grad(), tape:

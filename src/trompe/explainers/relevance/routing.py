@@ -38,7 +38,7 @@ _MOVING = (
     *("unsafe_split_with_sizes", "hsplit", "vsplit", "dsplit", "unbind", "pad"),
     *("constant_pad_nd", "expand", "expand_as", "broadcast_to", "broadcast_tensors", "meshgrid"),
     *("repeat", "repeat_interleave", "tile", "unfold", "as_strided", "pixel_shuffle"),
-    *("pixel_unshuffle", "channel_shuffle"),
+    *("pixel_unshuffle", "channel_shuffle", "scatter", "index_copy", "masked_scatter"),
     *(f"max_unpool{d}d" for d in (1, 2, 3)),
 )
 _CHOOSING = (
