@@ -26,6 +26,7 @@ from trompe import (
     TrompeError,
     evaluate,
 )
+from trompe.cli.tables import show_evaluation
 from trompe.evaluation import schema
 from trompe.evaluation.judges import JUDGES, default_judges
 from trompe.report import write_report
@@ -83,6 +84,26 @@ class TestBesideTheUntouchedModel:
         notes = "\n".join(found.notes)
         assert "is it the same model?" in notes
         assert "100.0 % fooled is not more than the 100.0 % of the untouched model" in notes
+
+    def test_the_terminal_shows_it_beside_every_rate(self, capsys):
+        found = compared(make(1), control=make(2), objective=[Location(high=0.4), TopK()])
+        show_evaluation(found)
+        out = capsys.readouterr().out
+        header, *lines = out[out.index("fooled") :].splitlines()
+        assert header.split()[-6:] == ["%", "untouched", "control", "empty", "loss", "rank"]
+        rows = [line.split() for line in lines if "grad-cam" in line]
+        table = found.explanations[found.explanations["model"] == "manipulated"]
+        assert len(rows) == len(table) == 2
+        for shown, row in zip(rows, table.to_dict("records"), strict=True):
+            untouched, control, empty = (float(share) / 100 for share in shown[3:6])
+            assert untouched == pytest.approx(row["untouched"], abs=1e-3)
+            assert control == pytest.approx(row["control"], abs=1e-3)
+            assert empty == pytest.approx(row["empty"], abs=1e-3)
+            assert float(shown[6]) == pytest.approx(row["test_loss_q50"], abs=1e-3)
+            assert float(shown[7].replace("−", "-")) == pytest.approx(
+                row["spearman_mean"], abs=1e-2
+            )
+        assert "Note:" in out
 
     def test_an_original_at_chance_is_named(self):
         assert "by guessing among 4 classes" in "\n".join(compared(make(1), Noise(40)).notes)

@@ -204,6 +204,11 @@ class TestRunner:
             inside = chosen["test_loss"].between(chosen["interval_low"], chosen["interval_high"])
             assert row["fsr"] == pytest.approx(inside.mean())
             assert row["images"] == len(chosen) == (3 if row["section"] == "active" else 24)
+            assert row["untouched"] == pytest.approx(chosen["untouched"].mean())
+            assert row["empty"] == pytest.approx(chosen["empty"].mean())
+        controlled = rates[(rates["section"] == "passive") & (rates["network"] != "two")]
+        assert controlled["control"].between(0, 1).all()
+        assert rates[rates["network"] == "two"]["control"].isna().all()
         accuracy = pd.read_csv(out / "tables/accuracy.csv").set_index("cell")
         for cell, row in accuracy.iterrows():
             (run,) = out.glob(f"{cell}-*")

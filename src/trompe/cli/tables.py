@@ -94,7 +94,7 @@ def show_conservation(name: str, table: Any) -> None:
 def show_grid(results: Results) -> None:
     """Each cell of the grid, explained by what it attacked."""
     columns = ["network", "objective", "attacked", "fooled %", "untouched %", "control %"]
-    columns += ["paper", "top-1", "paper"]
+    columns += ["empty %", "paper", "top-1", "paper"]
     shown = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     accuracy = results.accuracy.set_index("cell")
     for row in results.rates[results.rates["attacked"]].to_dict("records"):
@@ -107,6 +107,7 @@ def show_grid(results: Results) -> None:
             percent(row["fsr"]) if row["finished"] else "not run",
             percent(row["untouched"]),
             percent(row["control"]),
+            percent(row["empty"]),
             percent(row["paper_fsr"]),
             points(-lost["drop"]),
             points(-lost["paper_drop"]),

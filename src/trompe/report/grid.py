@@ -121,8 +121,9 @@ def _matrix(grid: Grid, results: Results, section: str) -> Matrix:
 def _rate(record: Mapping[str, Any], folders: Mapping[str, str]) -> Rate:
     note = f"95 % interval {words.span(record['fsr_low'], record['fsr_high'])}; "
     note += f"{words.percent(record['empty'])} of the maps are empty"
-    beside = {"untouched": "untouched", "control": "control", "paper": "paper_fsr"}
-    known = {name: record[key] for name, key in beside.items() if not math.isnan(record[key])}
+    beside = {key: record[key] for key in ("untouched", "control", "empty")}
+    beside["paper"] = record["paper_fsr"]
+    known = {name: share for name, share in beside.items() if not math.isnan(share)}
     return Rate(
         record["fsr"] if record["finished"] else math.nan,
         f"{record['network']}, {family_name(record['family'])}",
