@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from trompe.explainers.relevance.record import Operation
-
-OperationRule = Callable[["Operation", Tensor], Sequence[Tensor | None]]
+OperationRule = Callable[[Any, Tensor], Sequence[Tensor | None]]
+"""From a recorded operation and its output's relevance to that of its inputs."""
 
 WEIGHTED = ("linear", "convolution")
 

@@ -156,6 +156,10 @@ class Tape(TorchFunctionMode):
         traceback: TracebackType | None,
     ) -> None:
         self._entered.close()
+        if isinstance(exc, RuntimeError) and "TorchScript interpreter" in str(exc):
+            # It can fail under a dispatch mode, whatever the mode does.
+            self._unseen = self._unseen or describe("forward", self._path)
+            self._refuse_unseen()
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
