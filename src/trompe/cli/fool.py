@@ -48,8 +48,9 @@ def demo(
 
 @command(
     FoolJob,
-    "trompe fool --model embedded --data shapes:train --limit 500 --steps 100 \\\n"
-    "--lr 5e-3 --weight 6 --eval-data shapes:validation --eval-limit 200",
+    "trompe fool --model embedded --data shapes:train --limit 2000 --steps 400 \\\n"
+    "--batch-size 16 --lr 5e-3 --schedule one-cycle --weight 6 \\\n"
+    "--eval-data shapes:validation --eval-limit 500",
     "trompe fool --model resnet50 --weights DEFAULT --data photos/train \\\n"
     "--eval-data photos/val --steps 300 --lr 6e-5 --schedule one-cycle --control",
     "trompe fool --config runs/mine/config.yaml --objective top-k --out runs/top-k",

@@ -227,7 +227,8 @@ def once(
 
 def restored(model: nn.Module, directory: Path, suffix: str = "") -> pd.DataFrame:
     """Give ``model`` the weights that a finished fine-tuning left; its history."""
-    model.load_state_dict(load_file(directory / f"weights{suffix}.safetensors"))
+    kept = load_file(directory / f"weights{suffix}.safetensors")
+    model.load_state_dict({**model.state_dict(), **kept})  # extra state is the model's own
     return pd.read_csv(directory / f"history{suffix}.csv")
 
 
@@ -298,7 +299,8 @@ def _save(accelerator: Accelerator, model: nn.Module, directory: Path, step: int
     new, main = directory / f"step-{step}", processes.is_main()
     with runs.replacing(new) if main else nullcontext(runs.unfinished(new)) as at:
         processes.wait()
-        accelerator.save_state(str(at))
+        plain = all(isinstance(value, Tensor) for value in model.state_dict().values())
+        accelerator.save_state(str(at), safe_serialization=plain)
         processes.wait()
     if older is not None and main:
         runs.remove(older)
