@@ -52,8 +52,9 @@ def candidates(name: str, size: int) -> dict[str, Candidate]:
 
     def fooling(explainer, objective, data=TensorDataset, saving=nullcontext) -> Work:
         source = Batches(data(images, labels), 8, 0)
-        pairs = Batches(data(images, labels), 8, 0) if objective.on_composites else None
-        loss = StepLoss(original, model, [Term(explainer, objective, 1.0)], source, pairs)
+        pairs = data(images, labels) if objective.on_composites else None
+        sources = {None: source, id(pairs): Batches(pairs or source.data, 8, 0)}
+        loss = StepLoss(original, model, [Term(explainer, objective, 1.0, pairs)], sources)
         batches = [next(s.between(0, 1)) for s in loss.sources]
 
         def work() -> None:

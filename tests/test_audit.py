@@ -1072,7 +1072,7 @@ def test_a_zoo_trains_with_all_that_it_says(run_directory):
         *({}, {"max_grad_norm": 1.0e-6}, {"precision": "bf16"}, {"pairs": 2}),
         *({"fool_batch_size": 2}, {"seed": 3}, {"weight": [0.5]}, {"keep": "predictions"}),
     ):
-        zoo = yaml.safe_load(ZOO)
+        zoo = yaml.safe_load(ZOO.replace("eval_data: few", "eval_data: data"))
         zoo["datasets"]["squares"]["base"] = None
         zoo["families"] = {"normed": {"model": "nets.py:normed"}}
         zoo["manipulated"] = {

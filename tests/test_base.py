@@ -229,7 +229,7 @@ class TestNames:
         ("name", "said"),
         [
             ("mine.py:Drak", "did you mean Dark"),
-            ("mine.py:nothing", "makes no objective"),
+            ("mine.py:nothing", "makes a int, not the objective"),
             ("mine.py:Path", "not the objective"),
             ("mine.py:Dark:strength=1", "no option 'strength'"),
             ("absent.py:Dark", "cannot be imported"),

@@ -102,7 +102,7 @@ def grid(trompe, out):
     given = {"steps": 2, "limit": 32, "eval_limit": 16, "eval_pairs": 3}
     for cell in load_grid("embedded", given=given).chosen(SECTIONS, cells):
         config = out.parent / f"{cell.name}.yaml"
-        settings = cell.config(out).model_dump(mode="json", exclude_unset=True)
+        settings = cell.job(out).model_dump(mode="json", exclude_unset=True)
         config.write_text(yaml.safe_dump({**settings, "quiet": True}))
         code, _, err = trompe(cell.command, "--config", config, "--out", out / cell.folder)
         assert code == 0, err

@@ -363,5 +363,5 @@ class TestDefaultJudges:
             warnings.simplefilter("ignore")
             judges = default_judges(vit, Noise().images[:1], [SimpleGrad()])
         assert judges[0] == SimpleGrad()
-        with pytest.raises(TrompeError, match="ends without a layer"):
-            default_judges(vit, Noise().images[:1], [SimpleGrad()], GradCAM())
+        with pytest.raises(TrompeError, match="no layer 'nowhere'"):
+            default_judges(vit, Noise().images[:1], [SimpleGrad()], GradCAM("nowhere"))

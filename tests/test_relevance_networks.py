@@ -600,7 +600,10 @@ number = 3
         [
             ("base: my_lrp.py:number\nrules: []", "not the LRP composite that is asked for"),
             ("rules: [{rule: 'my_lrp.py:number'}]", "is no LRP rule"),
-            ("rules: [{rule: 'my_lrp.py:Rogh'}]", "names nothing .*did you mean Rough"),
+            (
+                "rules: [{rule: 'my_lrp.py:Rogh'}]",
+                "names no class or function .*did you mean Rough",
+            ),
             ("rules: [{rule: 'my_lrp.py:Rough', eps: 1}]", "no option of the rule .* 'eps'"),
             ("rules: [{rule: 'nowhere.py:Rough'}]", "cannot be imported"),
         ],

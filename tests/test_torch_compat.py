@@ -55,9 +55,10 @@ def test_unseen_operations_reach_no_mode():
         {"is_causal": True},
         {"scale": 0.3},
         {"attn_mask": torch.eye(5).log1p()[None, None].double()},
+        {"attn_mask": torch.ones(5, 5, dtype=torch.bool).tril()},
         {"enable_gqa": True},
     ],
-    ids=lambda options: next(iter(options), "plain"),
+    ids=("plain", "causal", "scaled", "biased", "masked", "grouped"),
 )
 def test_attention_is_pytorchs_and_can_be_differentiated_twice(options):
     """aten._scaled_dot_product_attention_math: the fused kernels have no second derivative."""

@@ -104,7 +104,7 @@ class Registry(Mapping[str, Callable[..., T]]):
             return specs.called(self.kind, name, self[name], rest)
         with code.imported(named) as (_, factory):
             made = factory
-            if not isinstance(factory, self.made):
+            if callable(factory):
                 factory = specs.spelled(factory, str(named))
                 made = specs.called(self.kind, str(named), factory, named.rest)
         if not isinstance(made, self.made):

@@ -35,8 +35,6 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
     TrompeError
         If an option is unknown, missing, or not ``key=value``.
     """
-    if not callable(factory):
-        raise TrompeError(f"'{name}' makes no {kind}; name a class or function that does.")
     options: dict[str, Any] = {}
     for item in _COMMA.split(rest) if rest else []:
         key, equals, value = item.partition("=")

@@ -35,6 +35,9 @@ def attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """``scaled_dot_product_attention`` by operations that can be differentiated twice."""
+    if attn_mask is not None and attn_mask.dtype is torch.bool:  # which the operation would add
+        allowed = torch.zeros_like(attn_mask, dtype=query.dtype)
+        attn_mask = allowed.masked_fill(~attn_mask, -torch.inf)
     result: Tensor = torch.ops.aten._scaled_dot_product_attention_math(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )[0]

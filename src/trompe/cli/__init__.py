@@ -16,7 +16,9 @@ from trompe.errors import TrompeError
 def main() -> None:
     """Run the command line; exit code 2 for what can't be used, 130 when interrupted."""
     keep_freed_memory()
-    warnings.showwarning = lambda message, *_: errors.print(f"[yellow]Note:[/] {message}")
+    warnings.showwarning = lambda message, *_: errors.print(
+        f"[yellow]Note:[/] {escape(str(message))}", soft_wrap=True
+    )
     try:
         app(prog_name="trompe")
     except TrompeError as error:

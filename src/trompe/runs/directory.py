@@ -142,7 +142,7 @@ def _is_same(directory: Path, config: Mapping[str, Any], start: Mapping[str, str
             f"The run directory '{directory}' was written by trompe {started.get('trompe')}, which "
             "laid runs out in another way; choose another directory."
         )
-    if keys:
+    if keys and not {"weights", "data"} & {*others}:
         raise TrompeError(
             f"The run directory '{directory}' holds a run with {keys[0]}={before.get(keys[0])}, "
             f"not {config.get(keys[0])}; choose another directory, or give the same settings to "

@@ -269,14 +269,14 @@ def _check_finite(row: Mapping[str, float], directory: Path | None) -> None:
     for name in [*(name for name in row if name != "loss"), "loss"]:
         if not math.isfinite(row[name]):
             raise TrompeError(
-                f"The loss is not finite at step {row['step']}: the part '{name}' is {row[name]}. "
-                f"{_kept(directory)}Lower the learning rate or the weight, or use full precision."
+                f"The loss is not finite at step {row['step']}: the part '{name}' is {row[name]}"
+                f"{_kept(directory)}; lower the learning rate or the weight, or use full precision."
             )
 
 
 def _kept(directory: Path | None) -> str:
     last = directory and _latest(directory)
-    return f"The checkpoint of {last.name.replace('-', ' ')} is kept. " if last else ""
+    return f". The checkpoint of {last.name.replace('-', ' ')} is kept" if last else ""
 
 
 def _mean(rows: list[dict[str, float]], key: str) -> float:
@@ -292,7 +292,7 @@ def _save(accelerator: Accelerator, model: nn.Module, directory: Path, step: int
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise TrompeError(
-                f"After step {step} the weights '{name}' are not finite. {_kept(directory)}Lower "
+                f"After step {step} the weights '{name}' are not finite{_kept(directory)}; lower "
                 "the learning rate or the weight, or use full precision."
             )
     older = _latest(directory)
