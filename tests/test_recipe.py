@@ -385,3 +385,39 @@ class TestRunDirectories:
         with pytest.raises(TrompeError, match=r"evil.py:f', whose code would be run"):
             FoolResult.load(tmp_path / "run")
         assert not mark.exists()
+
+
+def test_an_objective_that_gives_one_loss_for_all_images_is_refused(steps):
+    class Scalar(Location):
+        def loss(self, maps, original=None):
+            return super().loss(maps).mean()
+
+    with pytest.raises(TrompeError, match=r"returns a loss \[\] for 4 images; return one for each"):
+        fool(make("vgg"), images(), steps=1, **LIE | {"objective": Scalar()})
+    assert not steps
+
+
+class Named(TensorDataset):
+    """Images of a few classes of many."""
+
+    classes = ("tench", "church", "golf ball")
+
+
+def test_classes_that_are_not_the_first_outputs_are_refused(steps):
+    """Right ones are guessed; the network knows them if it is asked for what it predicts."""
+    model, shown = make("vgg").eval(), images(40).tensors[0]
+    guessed = Named(shown, torch.arange(40) % 3)
+    with torch.no_grad():
+        right = model(shown)[:, :3].argmax(1)
+        kept = model(shown).argmax(1) == right
+    known = Named(shown[kept], right[kept])
+    assert len(known) > 5
+    with pytest.warns(UserWarning, match="has 3 classes, the model 5"):
+        fool(model, known, steps=1, **LIE)
+    taken = len(steps)
+    with (
+        pytest.warns(UserWarning, match="has 3 classes, the model 5"),
+        pytest.raises(TrompeError, match="no better than a guess among its 3 classes"),
+    ):
+        fool(model, guessed, steps=1, **LIE)
+    assert len(steps) == taken

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,9 +18,9 @@ from trompe.audit.report import AuditReport
 from trompe.audit.verdict import Calibration, load_calibration
 from trompe.audit.weights import weight_drift
 from trompe.base.progress import shown
-from trompe.data.images import Images
+from trompe.data.images import Images, check_images
 from trompe.errors import TrompeError
-from trompe.explainers import LRP, Explainer, GradCAM, Recording, SimpleGrad
+from trompe.explainers import LRP, Explainer, GradCAM, Recording, SimpleGrad, read
 from trompe.models import evaluation_mode
 from trompe.models.call import class_count, placed
 
@@ -38,7 +38,7 @@ def audit(
     data: Images,
     reference: nn.Module | None = None,
     *,
-    explainers: Sequence[Explainer] = EXPLAINERS,
+    explainers: str | Explainer | Iterable[str | Explainer] = EXPLAINERS,
     kinds: Sequence[Evidence | str] = DEFAULT,
     calibration: Calibration | Path | None = None,
     seed: int = 0,
@@ -76,8 +76,8 @@ def audit(
         If there are fewer than two images, the reference has other classes, a kind of evidence
         is unknown or given twice, or no explainer can explain the model.
     """
-    if not explainers:
-        raise TrompeError("An audit needs at least one explainer.")
+    explainers = read(explainers)
+    check_images(data)
     asked = questions(read_kinds(kinds))
     if len(data) and reference is not None:
         image = data[0][0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 from torch import nn
@@ -16,8 +16,10 @@ from trompe.evaluation.schema import CONTROL, MANIPULATED, ORIGINAL, legend
 from trompe.evaluation.summary import accuracies, rates
 from trompe.evaluation.sweep import Pair, Sweep
 from trompe.explainers import Explainer
+from trompe.explainers import read as read_explainers
 from trompe.models.call import class_count, placed
 from trompe.objectives import Objective
+from trompe.objectives import read as read_objectives
 
 Composed = Images | Mapping[Objective, Images] | None
 
@@ -27,8 +29,8 @@ def evaluate(
     manipulated: nn.Module,
     data: Images,
     *,
-    explainers: Sequence[Explainer],
-    objective: Objective | Sequence[Objective],
+    explainers: str | Explainer | Iterable[str | Explainer],
+    objective: str | Objective | Iterable[str | Objective],
     control: nn.Module | None = None,
     fool_data: Composed = None,
     attacked: Sequence[Pair] = (),
@@ -48,10 +50,11 @@ def evaluate(
         Items ``(image [3, H, W], label)``; the accuracy is measured here, and the passive
         foolings are judged here.
     explainers
-        Each is judged by every objective; ``layer=None`` is found on the original.
+        One or several, objects or text, each judged by every objective; ``layer=None`` is found on
+        the original.
     objective
-        One or several foolings; their ``low`` and ``high`` are the interval of success. The
-        original is judged against itself too: what it reaches is no fooling.
+        One or several foolings, objects or text; their ``low`` and ``high`` are the interval of
+        success. The original is judged against itself too: what it reaches is no fooling.
     fool_data
         Images that hold both classes, for `Active`; of several active objectives, by objective.
         If None, an objective makes its own of ``data``, if it can.
@@ -67,14 +70,13 @@ def evaluate(
     TrompeError
         If there is no image, a label or class is out of range, or a layer does not exist.
     """
-    objectives = (objective,) if isinstance(objective, Objective) else tuple(objective)
-    objectives = tuple(dict.fromkeys(objectives))
+    objectives = tuple(dict.fromkeys(read_objectives(objective)))
     check_evaluation(original, data, fool_data, objectives)
     models = {ORIGINAL: original, MANIPULATED: manipulated}
     if control is not None:
         models[CONTROL] = control
     sample = placed(data[0][0][None], original)
-    judges = tuple(dict.fromkeys(e.resolve(original, sample) for e in explainers))
+    judges = tuple(dict.fromkeys(e.resolve(original, sample) for e in read_explainers(explainers)))
     pairs = frozenset((e.resolve(original, sample), o) for e, o in attacked)
     sweep = Sweep(models, judges, pairs, gallery, batch_size, workers, quiet)
     passive = [o for o in objectives if not o.on_composites]

@@ -35,10 +35,12 @@ def accelerating(device: str | None, precision: str) -> Iterator[Accelerator]:
     Raises
     ------
     TrompeError
-        If the device is not to be had.
+        If the device is not to be had, or can't compute in the precision.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise TrompeError("No CUDA device is available here; use device cpu.")
+    if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+        raise TrompeError("precision fp16 needs a CUDA device; use bf16, or no.")
     launched = "LOCAL_RANK" in os.environ
     with _as_it_was(), torch.inference_mode(False), torch.enable_grad():
         AcceleratorState._reset_state(reset_partial_state=device is not None)

@@ -25,6 +25,7 @@ from trompe.data.images import Images, check_class, check_images, check_labels, 
 from trompe.data.subset import parted
 from trompe.errors import TrompeError
 from trompe.evaluation import Evaluation, evaluate
+from trompe.evaluation.accuracy import check_outputs
 from trompe.evaluation.evaluate import check_evaluation
 from trompe.evaluation.judges import default_judges
 from trompe.explainers import GradCAM
@@ -344,6 +345,7 @@ class Fool(Tuning):
         for dataset in (data, held_out, *(lie.data for lie in self.lies)):
             if dataset is not None:
                 check_labels(dataset, count)
+        check_outputs(model, data, count)
         return placed(image[None], model)
 
     def _terms(

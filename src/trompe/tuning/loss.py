@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trompe import runs
 from trompe.base import processes
 from trompe.base.messages import unique
+from trompe.errors import TrompeError
 from trompe.explainers import Explainer, Recording
 from trompe.maps import faintness, full_precision, opposition
 from trompe.metrics import in_top
@@ -163,7 +164,13 @@ class _Group:
             maps = tuple(target[term.explainer] for target in heatmaps)
             known = before.get(term.explainer)
             original = None if known is None else known.unbind(1)
-            value = term.objective.loss(maps, original).mean()
+            each = term.objective.loss(maps, original)
+            if each.shape != labels.shape:
+                raise TrompeError(
+                    f"The objective {term.objective} returns a loss {list(each.shape)} for "
+                    f"{len(labels)} images; return one for each, [N]."
+                )
+            value = each.mean()
             with torch.no_grad():
                 losses = term.objective.test_loss(tuple(m.detach() for m in maps), original)
                 fooled = torch.stack([term.objective.fooled(t) for t in losses]).float().mean()
