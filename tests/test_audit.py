@@ -834,9 +834,9 @@ def test_what_a_run_directory_names_is_not_imported(run_directory, trompe):
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ("model: [", "can't be read as YAML"),
-        ("model: [1]", "model: Input should be a valid string"),
-        ("num_classes: many", "num_classes: Input should be"),
+        ("model: [", "run/config.yaml can't be read"),
+        ("model: [1]", "model can't be [1]: Input should be a valid string"),
+        ("num_classes: many", "num_classes can't be 'many': Input should be"),
         ("{}", "name the model they belong to with --model"),
     ],
 )

@@ -143,6 +143,10 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         If the file cannot be written; one that was there before is kept.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise TrompeError(
+            f"{path} can't be written: there is no folder {path.parent}; check the folder."
+        )
     state = model.state_dict()
     held = _tensors(state)
     if left := listed("kinds of extra state", (name for name in state if name not in held)):
