@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class Operation:
     depth: int
     in_place: bool = False
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """The kind of operation that composites choose a rule by, or ``""``."""
         kind = KINDS.get(self.name, "")
@@ -101,7 +102,7 @@ class Operation:
     def __str__(self) -> str:
         return describe(self.name, self.path)
 
-    @property
+    @cached_property
     def operands(self) -> list[Tensor | Value]:
         """The tensors of the call, in order, with a `Value` where a followed one stood."""
         return list(leaves((self.args, self.kwargs), Tensor | Value))
