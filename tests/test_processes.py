@@ -58,3 +58,30 @@ def test_a_batch_that_can_t_be_shared_is_refused_once(tmp_path):
     done = by_two(*words.split(), "--out", tmp_path / "run")
     assert done.returncode != 0
     assert done.stderr.count("A batch of 3 can't be shared by 2 processes") == 1
+
+
+def test_training_by_two_processes_is_that_of_one(trompe, tmp_path):
+    """Of a network without dropout and BatchNorm, which each process has for itself."""
+    (tmp_path / "plain.py").write_text(
+        "from torch import nn\n"
+        "def plain(num_classes):\n"
+        "    pooled = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, num_classes)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), *pooled)\n"
+    )
+    words = f"train --model {tmp_path / 'plain.py'}:plain --num-classes 8 --data shapes:train"
+    words += " --limit 24 --epochs 2 --batch-size 8 --lr 1e-3 --quiet --no-check --device cpu"
+    words += " --eval-data shapes:validation --eval-limit 16"
+    assert trompe(*words.split(), "--out", tmp_path / "1")[0] == 0
+    done = by_two(*words.split(), "--out", tmp_path / "2")
+    assert done.stdout.count("Report:") == 1, done.stderr
+    one, two = (load_file(tmp_path / n / "weights.safetensors") for n in "12")
+    for name, weights in one.items():
+        assert (weights - two[name]).abs().max() < 1e-5, name
+    one, two = ((tmp_path / n / "accuracy.json").read_text() for n in "12")
+    assert one == two
+
+
+def test_a_command_that_runs_in_one_process_says_so():
+    done = by_two("audit", "embedded", "--data", "shapes")
+    assert done.returncode != 0
+    assert "trompe audit runs in one process; start it without a launcher." in done.stderr
