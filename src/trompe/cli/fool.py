@@ -31,6 +31,7 @@ def demo(
                 model="embedded",
                 data="shapes:train",
                 eval_data="shapes:validation",
+                eval_limit=500,
                 limit=2000,
                 lr=5e-3,
                 schedule="one-cycle",
