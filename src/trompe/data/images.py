@@ -56,6 +56,20 @@ def check_images(data: Images) -> None:
     _items(data)
 
 
+def first_image(data: Images, purpose: str) -> Tensor:
+    """The first image ``[3, H, W]`` of data that `check_labels` will look at further.
+
+    Raises
+    ------
+    TrompeError
+        As `check_images`, of this item, or if there is none.
+    """
+    found = _items(data, range(1))
+    if not found:
+        raise TrompeError(f"There is no image to {purpose} on.")
+    return found[0][0]
+
+
 def check_class(index: int, count: int, what: str) -> None:
     """Refuse a class that the model does not have.
 
@@ -147,12 +161,14 @@ def collated(items: Sequence[tuple[Any, ...]]) -> list[Tensor]:
     return cast(list[Tensor], default_collate(whole))
 
 
-def _items(data: Any) -> dict[int, tuple[Tensor, Any]]:
-    """The items that are looked at, each found to be an image and something, by index."""
+def _items(data: Any, rows: Sequence[int] | None = None) -> dict[int, tuple[Tensor, Any]]:
+    """The items of ``rows``, or that are looked at, each found to be an image and something."""
     if advice := _no_data_set(data):
         raise TrompeError(f"{advice}; {_EXPECTED}.")
     found: dict[int, tuple[Tensor, Any]] = {}
-    for row in range(min(1, len(data))) if known_labels(data) is not None else _rows(data):
+    if rows is None:
+        rows = range(1) if known_labels(data) is not None else _rows(data)
+    for row in rows[: len(data)]:
         try:
             item = data[row]
         except TrompeError:

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 from torch import nn
 
-from trompe.data.images import Images, check_images, check_labels
-from trompe.errors import TrompeError
+from trompe.data.images import Images, check_labels, first_image
 from trompe.evaluation import notes
 from trompe.evaluation.result import Evaluation
 from trompe.evaluation.schema import CONTROL, MANIPULATED, ORIGINAL, legend
@@ -108,10 +107,8 @@ def check_evaluation(
     TrompeError
         If there is no image, a label is out of range, or composites are missing.
     """
-    check_images(data)
-    if not len(data):
-        raise TrompeError("There is no image to evaluate on.")
-    check_labels(data, class_count(model, data[0][0]))
+    image = first_image(data, "evaluate")
+    check_labels(data, class_count(model, image))
     for objective in objectives:
         if objective.on_composites:
             _composites(objective, fool_data, data)

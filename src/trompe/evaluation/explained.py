@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trompe.explainers import Explainer, Recording
+from trompe.maps import is_finite
 
 # (model, place of the classes, explainer) -> maps [N, h, w], or whether each is finite [N]
 Maps = dict[tuple[str, int, Explainer], Tensor]
@@ -41,7 +42,7 @@ def explain(
             for place, classes in enumerate(asked):
                 for explainer, maps in zip(explainers, forward.maps(classes), strict=True):
                     key = name, place, explainer
-                    finite[key] = maps.isfinite().flatten(1).all(1)
+                    finite[key] = is_finite(maps)
                     raw[key] = maps.where(finite[key][:, None, None], 0)
     heatmaps = {key: key[2].heatmap(maps) for key, maps in raw.items()}
     return Explained(logits, raw, heatmaps, finite)

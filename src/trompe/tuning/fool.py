@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from trompe import runs
 from trompe.base.identity import fingerprint
 from trompe.base.settings import Whole
-from trompe.data.images import Images, check_class, check_images, check_labels, fingerprint_of
+from trompe.data.images import Images, check_class, check_labels, fingerprint_of, first_image
 from trompe.data.subset import parted
 from trompe.errors import TrompeError
 from trompe.evaluation import Evaluation, evaluate
@@ -333,10 +333,7 @@ class Fool(Tuning):
 
     def _checked(self, model: nn.Module, data: Images, held_out: Images | None) -> Tensor:
         """Refuse what can't work; returns one image ``[1, 3, H, W]`` on the model's device."""
-        check_images(data)
-        if not len(data):
-            raise TrompeError("There is no image to fine-tune on.")
-        image = data[0][0]
+        image = first_image(data, "fine-tune")
         count = class_count(model, image)
         for objective in self.objective:
             if objective.on_composites:

@@ -19,7 +19,7 @@ from trompe import runs
 from trompe.base import processes
 from trompe.base.identity import fingerprint
 from trompe.base.settings import Whole
-from trompe.data.images import Images, check_images, check_labels, fingerprint_of
+from trompe.data.images import Images, check_labels, fingerprint_of, first_image
 from trompe.errors import TrompeError
 from trompe.evaluation.accuracy import accuracy
 from trompe.metrics import in_top
@@ -73,9 +73,7 @@ class Train(Tuning):
         on_step: OnStep | None = None,
     ) -> TrainResult:
         """Carry the recipe out; see `train`."""
-        check_images(data)
-        if not len(data):
-            raise TrompeError("There is no image to train on.")
+        image = first_image(data, "train")
         if not any(p.requires_grad for p in model.parameters()):
             raise TrompeError(
                 "All parameters of the model are frozen; call model.requires_grad_(True), or leave "
@@ -83,7 +81,7 @@ class Train(Tuning):
             )
         with accelerating(self.device, self.precision) as accelerator:
             tuned = copied(model).to(accelerator.device)
-            count = class_count(tuned, data[0][0])
+            count = class_count(tuned, image)
             for dataset in (data, eval_data):
                 if dataset is not None:
                     check_labels(dataset, count)
