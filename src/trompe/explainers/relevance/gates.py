@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trompe.explainers.relevance.operations import WEIGHTED
+from trompe.explainers.relevance.operations import PRODUCTS, WEIGHTED
 from trompe.explainers.relevance.record import Operation, Value
 
 _ATTENTION = 4
@@ -34,6 +34,13 @@ def gate(operation: Operation) -> int:
     passed_on = min(value.gate for value in inputs)
     renewed = operation.kind in WEIGHTED or operation.name in _NORMS
     return own if renewed and passed_on < _ATTENTION else max(own, passed_on)
+
+
+def attends(operation: Operation) -> bool:
+    """Whether the operation mixes positions by attention."""
+    if operation.name == "scaled_dot_product_attention":
+        return True
+    return operation.name in PRODUCTS and any(v.gate >= _ATTENTION for v in operation.inputs)
 
 
 def signals(factors: Sequence[Value]) -> list[bool]:
