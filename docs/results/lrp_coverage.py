@@ -2,17 +2,16 @@
 
     python docs/results/lrp_coverage.py
 
-writes ``lrp_coverage.csv`` beside it, one row per network, with random weights. Maps of ``lrp`` and
-``lrp-t`` with their default composite are looked at in single precision. The shares of the explained
-logit are those of `conservation` in double precision: what arrives at the image, and what is lost to
-biases (with the constants of a softmax), to stabilisers, and to other causes.
+writes ``lrp_coverage.csv`` beside it, one row per network, with random weights: whether the maps of
+``lrp`` and ``lrp-t``, each with its default composite, are finite in single precision, and in double
+precision the shares of the explained logit that arrive at the image and that are lost to biases (the
+constants of a softmax among them), to stabilisers and to other causes, as `conservation` has them.
 """
 
 from __future__ import annotations
 
 import csv
 import gc
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,7 +99,10 @@ def row(name: str, make: Callable[[], nn.Module], side: int) -> dict[str, str]:
             found[spec] = first_sentence(error)
     if found["lrp"] == "finite":
         table = conservation(trompe.LRP(), network.double(), image.double(), 1)
-        shares = {"arrived": table["received"].iloc[-1], **table[["bias", "stabiliser", "other"]].sum()}
+        shares = {
+            "arrived": table["received"].iloc[-1],
+            **table[["bias", "stabiliser", "other"]].sum(),
+        }
         found |= {key: f"{share:.4g}" for key, share in shares.items()}
     return found
 
@@ -108,7 +110,6 @@ def row(name: str, make: Callable[[], nn.Module], side: int) -> dict[str, str]:
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
     warnings.simplefilter("ignore")
-    wanted = sys.argv[1:]
     with TABLE.open("w", newline="") as file:
         columns = ("network", "pixels", "lrp", "lrp-t", "arrived", "bias", "stabiliser", "other")
         writer = csv.DictWriter(file, columns, lineterminator="\n")

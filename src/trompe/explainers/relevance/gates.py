@@ -37,10 +37,9 @@ def gate(operation: Operation) -> int:
 
 
 def attends(operation: Operation) -> bool:
-    """Whether the operation mixes positions by attention."""
-    if operation.name == "scaled_dot_product_attention":
-        return True
-    return operation.name in PRODUCTS and any(v.gate >= _ATTENTION for v in operation.inputs)
+    """Whether the operation multiplies matrices that are computed from the image, as attention."""
+    is_product = operation.name in PRODUCTS and operation.kind == "product"
+    return is_product or operation.name == "scaled_dot_product_attention"
 
 
 def signals(factors: Sequence[Value]) -> list[bool]:

@@ -121,9 +121,10 @@ def _attention(operation: Operation, dtype: torch.dtype, gates: bool) -> _Split:
     given = dict(zip(_NAMES, operation.args, strict=False)) | operation.kwargs | {"dropout_p": 0.0}
     owners = {n: operation.inputs.index(o) for n, o in given.items() if isinstance(o, Value)}
     numbers = substitute(given, lambda operand: _cast(known.get(operand, operand), dtype))
-    scores = [name for name in ("query", "key") if name in owners and gates]
-    masks = [name for name in ("attn_mask",) if name in owners and gates]
     values = [name for name in ("value",) if name in owners]
+    of_scores = gates or not values
+    scores = [name for name in ("query", "key") if name in owners and of_scores]
+    masks = [name for name in ("attn_mask",) if name in owners and of_scores]
     side = 1 / max(1, len(values) + bool(scores or masks))
     parts = [side / max(1, len(scores))] * len(scores) + [side] * len(masks + values)
     # The fused kernels have no second derivative.
