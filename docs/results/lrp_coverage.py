@@ -3,9 +3,10 @@
     python docs/results/lrp_coverage.py
 
 writes ``lrp_coverage.csv`` beside it, one row per network, with random weights: whether the maps of
-``lrp`` and ``lrp-t``, each with its default composite, are finite in single precision, and in double
-precision the shares of the explained logit that arrive at the image and that are lost to biases (the
-constants of a softmax among them), to stabilisers and to other causes, as `conservation` has them.
+``lrp`` and ``lrp-t``, each with its default composite, are finite in single precision, and in
+double precision the shares of the explained logit that arrive at the image and that are lost to
+biases (the constants of a softmax among them), to stabilisers and to other causes, as
+`conservation` has them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import csv
 import gc
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -29,17 +31,14 @@ from trompe.explainers.relevance import conservation
 
 TABLE = Path(__file__).with_name("lrp_coverage.csv")
 
-TORCHVISION = {
-    **dict.fromkeys(("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14", "maxvit_t"), 224),
-    **dict.fromkeys(("googlenet", "inception_v3"), 96),
-}
+TORCHVISION = {"vit_h_14": 56, "maxvit_t": 224, "googlenet": 96, "inception_v3": 96}
 """Those of torchvision that take no images of 64 pixels, each with a size that it takes."""
 
 TIMM = {
     64: """
         test_byobnet convmixer_768_32 test_convnext cpubone_nano csatv2 cs3darknet_focus_s
         cspnext_tiny davit_tiny densenet121 dla46x_c dpn48b edgenext_xx_small test_efficientnet
-        efficientvim_m1 efficientvit_b0 fasternet_t0 fastvit_t8 focalnet_tiny_srf ghostnet_050
+        efficientvit_b0 fasternet_t0 fastvit_t8 focalnet_tiny_srf ghostnet_050
         hardcorenas_b hgnetv2_b0 hieradet_small hrnet_w18_small iformer_t inception_next_atto
         lcnetv2_small lowformer_b0 test_mambaout poolformerv2_s12 mobilenetv3_small_050
         mobilenetv5_base mobilevit_xxs naflexvit_base_patch16_parfac_gap nasnetalarge
@@ -50,6 +49,9 @@ TIMM = {
     """,
     96: """
         inception_resnet_v2 inception_v3 inception_v4
+    """,
+    128: """
+        efficientvim_m1
     """,
     160: """
         test_coatnet test_vit test_vit_relpos
@@ -79,10 +81,11 @@ def networks() -> Iterator[tuple[str, Callable[[], nn.Module], int]]:
     """The name of each network, what makes it, and the size of its images."""
     for name in models.list_models(module=models):
         side = TORCHVISION.get(name, 64)
-        yield f"torchvision:{name}", lambda name=name: models.get_model(name, weights=None), side
+        sized = {"image_size": side} if name.startswith("vit") else {}
+        yield f"torchvision:{name}", partial(models.get_model, name, weights=None, **sized), side
     for side, names in TIMM.items():
         for name in names.split():
-            yield f"timm:{name}", lambda name=name: timm.create_model(name), side
+            yield f"timm:{name}", partial(timm.create_model, name), side
 
 
 def row(name: str, make: Callable[[], nn.Module], side: int) -> dict[str, str]:
