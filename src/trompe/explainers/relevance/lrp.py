@@ -36,9 +36,9 @@ class LRP(Explainer):
         None to find the last spatial layer (the paper's LRP_T). Only the part of the model above
         it is traversed.
     composite
-        ``"heo2019"`` (the paper's) or another name in ``relevance.COMPOSITES``, one of your own as
-        ``path/file.py:Name``, the path of a YAML file (see ``relevance.find_composite``), or a
-        ``relevance.Composite``.
+        A name in ``relevance.COMPOSITES``, one of your own as ``path/file.py:Name``, the path of a
+        YAML file (see ``relevance.find_composite``), or a ``relevance.Composite``. None is
+        ``"attn-lrp"`` where the model has attention, and ``"heo2019"`` (the paper's) elsewhere.
     batch_norm
         ``"pass"`` sends relevance through BatchNorm unchanged, as the paper; ``"fold"`` treats it
         as part of the layer with weights before or after it.
@@ -52,7 +52,7 @@ class LRP(Explainer):
     name: ClassVar[str] = "lrp"
     label: ClassVar[str] = "LRP"
     layer: str | nn.Module | None = INPUT
-    composite: str | Path | Composite = "heo2019"
+    composite: str | Path | Composite | None = None
     batch_norm: Literal["pass", "fold"] = "pass"
 
     def __post_init__(self) -> None:
@@ -64,9 +64,9 @@ class LRP(Explainer):
         _ = self.rules
 
     @cached_property
-    def rules(self) -> Composite:
+    def rules(self) -> Composite | None:
         """The composite, read."""
-        return find_composite(self.composite)
+        return None if self.composite is None else find_composite(self.composite)
 
     def identity(self) -> Any:
         """What the composite says decides, not where it was found."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trompe.explainers import targets
 from trompe.explainers.needs import Explained, Need, Recorded, Service
-from trompe.explainers.relevance.composites import Composite
+from trompe.explainers.relevance.composites import COMPOSITES, Composite
 from trompe.explainers.relevance.propagate import Observer, propagate
 from trompe.explainers.relevance.record import Value
 from trompe.explainers.relevance.tape import Tape
@@ -56,7 +56,7 @@ class RelevanceService(Service[Tensor]):
             self.tape,
             self.tape.value(output),
             targets.shares(output, explained.classes, of_one=need.of_one),
-            need.composite,
+            need.composite or COMPOSITES.build("attn-lrp" if self.tape.attends else "heo2019"),
             set(self._values.values()),
             fold=need.fold,
             observer=need.observer,
@@ -70,7 +70,7 @@ class Relevance(Need[Tensor]):
     Attributes
     ----------
     composite
-        Chooses the rules.
+        Chooses the rules; None for the one that the network's kind takes.
     fold
         Treat each BatchNorm as part of the layer next to it.
     observer
@@ -81,7 +81,7 @@ class Relevance(Need[Tensor]):
 
     service: ClassVar[type[Service[Tensor]]] = RelevanceService
 
-    composite: Composite
+    composite: Composite | None = None
     fold: bool = False
     observer: Observer | None = None
     of_one: bool = False
