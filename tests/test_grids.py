@@ -67,6 +67,7 @@ def test_a_cube_is_read_by_what_computed_it(module, is_last):
         (64, SQUARE, 0, (8, 8)),
         (66, SQUARE, 2, (8, 8)),
         (69, SQUARE, 5, (8, 8)),
+        (68, SQUARE, 4, (8, 8)),
         (25, WIDE, 1, (4, 6)),
         (24, WIDE, 0, (4, 6)),
     ],
@@ -79,6 +80,11 @@ def test_tokens_after_class_and_register_tokens(count, images, before, sides):
     assert torch.equal(found[0, 3].flatten(), torch.arange(count - before))
 
 
-@pytest.mark.parametrize("shape", [(2, 64), (2, 7, 5), (2, 1, 5), (2, 2, 5), (8, 8, 8, 5), (0,)])
+WINDOWS = [(2, 16, 4, 5), (32, 4, 5), (32, 2, 2, 5)]  # 16 of 2 by 2 tokens, of each image or all
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 64), (2, 7, 5), (2, 1, 5), (2, 2, 5), (8, 8, 8, 5), (0,), *WINDOWS]
+)
 def test_what_does_not_lie_over_the_images(shape):
     assert grid_of(torch.zeros(shape), SQUARE) is None

@@ -204,5 +204,6 @@ class _Place:
             raise TrompeError(
                 f"Layer '{name}' has the {self.site.side} {got}, which does not lie over images "
                 f"{list(self.images)}: a map needs a tensor [N, C, h, w] or [N, h, w, C], or "
-                "tokens [N, T, C] of a grid; choose a layer before the features are flattened."
+                "tokens [N, T, C] of a grid; choose a layer before the features are flattened, or "
+                "outside of the windows that they are cut into."
             )
