@@ -55,10 +55,14 @@ def grid_of(tensor: Tensor, images: Size, module: nn.Module | None = None) -> Gr
             return None
         is_first = not last or (first and _is_first(tensor, module))
         return CHANNELS_FIRST if is_first else CHANNELS_LAST
-    if tensor.dim() == 3:
-        for before in TOKENS_BEFORE:
-            if sides := _sides(tensor.shape[1] - before, images):
-                return Grid((0, 3, 1, 2), (before, *sides))
+    return grid_of_tokens(tensor.shape[1], images) if tensor.dim() == 3 else None
+
+
+def grid_of_tokens(count: int, images: Size) -> Grid | None:
+    """How so many tokens ``[N, T, C]``, some of them before a grid, lie over images, or None."""
+    for before in TOKENS_BEFORE:
+        if sides := _sides(count - before, images):
+            return Grid((0, 3, 1, 2), (before, *sides))
     return None
 
 

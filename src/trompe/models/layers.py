@@ -138,8 +138,8 @@ def find_layer(model: nn.Module, image: Tensor) -> str:
         found = found or _last_tokens(trace, outputs, image)
     if found is None:
         raise TrompeError(
-            f"{type(model).__name__} ends without a layer that returns a map [N, C, h, w] or a grid "
-            "of tokens of more than one position; explain it at the input, or name a layer."
+            f"{type(model).__name__} ends without a layer that returns a map [N, C, h, w], or a "
+            "grid of tokens, of more than one position; explain it at the input, or name a layer."
         )
     return found
 
