@@ -54,11 +54,19 @@ class Watch(TorchFunctionMode):
     ----------
     graph
         Whether to begin a graph at the first layer, if the pass has none.
+    aside
+        Makes a context for what is no part of the pass.
     """
 
-    def __init__(self, *, graph: bool) -> None:
+    def __init__(
+        self,
+        *,
+        graph: bool,
+        aside: Callable[[], AbstractContextManager[None]] = torch_compat.unseen,
+    ) -> None:
         super().__init__()
         self.graph = graph
+        self.aside = aside
         self.layers: list[Attended] = []
 
     def __torch_function__(
@@ -69,7 +77,9 @@ class Watch(TorchFunctionMode):
             return self._multi_head(func, args, kwargs)
         output = func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
-            return self._keep(output, *_beside(*args, **kwargs))
+            with self.aside():
+                beside = _beside(*args, **kwargs)
+            return self._keep(output, *beside)
         if func in (torch.softmax, F.softmax, Tensor.softmax) and output.dim() > 2:
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
             return self._keep(output) if dim in (-1, output.dim() - 1) else output
@@ -92,7 +102,7 @@ class Watch(TorchFunctionMode):
         """Keep a layer, and go on with a copy, so that nothing changes it in place."""
         if self.graph:
             torch.set_grad_enabled(True)
-            with torch_compat.unseen():
+            with self.aside():
                 output.requires_grad_()
         self.layers.append(
             Attended(output if probabilities is None else probabilities, output, values)
@@ -111,7 +121,7 @@ def _beside(
     enable_gqa: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The probabilities of ``scaled_dot_product_attention`` before dropout, and its values."""
-    with torch_compat.unseen(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
+    with torch.autograd.graph.saved_tensors_hooks(_same, _same):
         if enable_gqa:
             groups = query.shape[-3] // key.shape[-3]
             key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
@@ -151,7 +161,8 @@ class AttentionService(Service[list[Layer]]):
         self, recorded: Recorded, wanted: Sequence[tuple[Need[list[Layer]], Site]]
     ) -> None:
         super().__init__(recorded, wanted)
-        self.watch = Watch(graph=any(isinstance(n, Attention) and n.gradient for n, _ in wanted))
+        graph = any(isinstance(need, Attention) and need.gradient for need, _ in wanted)
+        self.watch = Watch(graph=graph, aside=recorded.aside)
 
     @property
     def sites(self) -> set[Site]:

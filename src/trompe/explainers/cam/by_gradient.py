@@ -13,10 +13,10 @@ from trompe.explainers.cam.grad_cam import GradientCAM
 
 @dataclass(frozen=True)
 class GradCAMPlusPlus(GradientCAM):
-    """Σ_k w_k A^k, with w_k = Σ_ij relu(g) / (2 + g Σ_ij A) and g = ∂y_c/∂A^k.
+    """Σ_k w_k A^k, with w_k = Σ_ij relu(g) g² / (2 g² + g³ Σ_ij A^k + 1e-6) and g = ∂y_c/∂A^k.
 
-    Chattopadhay et al. 2018, equations 7 and 19 without their common factor g²; the factor exp(y_c)
-    of the whole map is left out.
+    Chattopadhay et al. 2018, equations 7 and 19, without the factor exp(y_c) of the whole map; the
+    1e-6 is pytorch-grad-cam's.
 
     Parameters
     ----------
@@ -29,8 +29,9 @@ class GradCAMPlusPlus(GradientCAM):
 
     def weights(self, activation: Tensor, gradient: Tensor) -> Tensor:
         """The positive gradients, weighed and summed."""
-        positive = gradient.relu()
-        share = 1 / (2 + positive * activation.sum((2, 3), keepdim=True))
+        total = activation.sum((2, 3), keepdim=True)
+        positive, square = gradient.relu(), gradient.square()
+        share = square / (2 * square + total * gradient * square + 1e-6)
         return (share * positive).sum((2, 3), keepdim=True)
 
 
