@@ -161,6 +161,15 @@ def test_values_only_leave_the_model_as_it_was(kind):
         torch.testing.assert_close(forward.maps(CLASSES)[0], maps)
 
 
+def test_a_layout_is_given_with_the_layer():
+    model, x, layer = network("vit"), batch(), LAYERS["vit"]
+    given = HiResCAM(layer=f"{layer}@1")
+    assert str(given.resolve(model, x[:1])) == f"hires-cam:layer={layer}@1"
+    assert torch.equal(given(model, x, CLASSES), HiResCAM(layer=layer)(model, x, CLASSES))
+    with pytest.raises(TrompeError, match="does not lie over images"):
+        HiResCAM(layer=f"{layer}@4")(model, x, CLASSES)
+
+
 def test_a_layer_within_windows_is_refused():
     model = timm.models.SwinTransformer(
         32, 2, embed_dim=32, depths=(1, 1), num_heads=(1, 2), window_size=4

@@ -40,14 +40,20 @@ CHANNELS_FIRST = Grid()
 CHANNELS_LAST = Grid((0, 3, 1, 2))
 
 
-def grid_of(tensor: Tensor, images: Size, module: nn.Module | None = None) -> Grid | None:
+def grid_of(
+    tensor: Tensor, images: Size, module: nn.Module | None = None, layout: str | None = None
+) -> Grid | None:
     """How a tensor computed from images ``[N, C, H, W]`` lies over them; None if it does not.
 
     A tensor of four dimensions has its channels first, unless only the other order has the
     proportions of the images; where both have, the kind of ``module`` that computed it decides.
+    A layout that is given counts instead: ``"first"`` or ``"last"`` for the channels' place, or
+    how many tokens come before those of the grid.
     """
-    if len(tensor) != images[0]:
+    if len(tensor) != images[0] or (layout and tensor.dim() != (3 if layout.isdigit() else 4)):
         return None
+    if layout in ("first", "last"):
+        return CHANNELS_FIRST if layout == "first" else CHANNELS_LAST
     if tensor.dim() == 4:
         _, channels, height, width = tensor.shape
         first, last = _fits(height, width, images), _fits(channels, height, images)
@@ -55,12 +61,15 @@ def grid_of(tensor: Tensor, images: Size, module: nn.Module | None = None) -> Gr
             return None
         is_first = not last or (first and _is_first(tensor, module))
         return CHANNELS_FIRST if is_first else CHANNELS_LAST
-    return grid_of_tokens(tensor.shape[1], images) if tensor.dim() == 3 else None
+    if tensor.dim() == 3:
+        known = TOKENS_BEFORE if layout is None else (int(layout),)
+        return grid_of_tokens(tensor.shape[1], images, known)
+    return None
 
 
-def grid_of_tokens(count: int, images: Size) -> Grid | None:
-    """How so many tokens ``[N, T, C]``, some of them before a grid, lie over images, or None."""
-    for before in TOKENS_BEFORE:
+def grid_of_tokens(count: int, images: Size, known: tuple[int, ...] = TOKENS_BEFORE) -> Grid | None:
+    """How so many tokens ``[N, T, C]``, of them ``known`` before a grid, lie over images."""
+    for before in known:
         if sides := _sides(count - before, images):
             return Grid((0, 3, 1, 2), (before, *sides))
     return None
