@@ -185,6 +185,8 @@ def test_the_root_is_never_the_layer() -> None:
 
 
 SIZES = {"patch_size": 8, "num_heads": 2}
+AVERAGED = SIZES | {"global_pool": "avg"}
+MAP_POOLED = SIZES | {"global_pool": "map", "class_token": False}
 
 
 @pytest.mark.parametrize(
@@ -210,6 +212,23 @@ SIZES = {"patch_size": 8, "num_heads": 2}
             "norm",
         ),
         (SwinTransformer([4, 4], 8, [1, 1], [1, 2], [2, 2]), "permute"),
+        (
+            timm.models.VisionTransformer(
+                32, embed_dim=16, depth=2, reg_tokens=4, class_token=False, **AVERAGED
+            ),
+            "blocks.1.norm1",
+        ),
+        (timm.models.VisionTransformer(32, embed_dim=16, depth=2, **MAP_POOLED), "norm"),
+        (
+            timm.models.ConVit(32, embed_dim=16, depth=2, local_up_to_layer=1, **SIZES),
+            "blocks.1.norm1",
+        ),
+        (
+            timm.models.Cait(32, embed_dim=16, depth=1, depth_token_only=2, **SIZES),
+            "blocks_token_only.1.norm1",
+        ),
+        (timm.models.Xcit(32, embed_dim=16, depth=1, **SIZES), "cls_attn_blocks.1.norm1"),
+        (timm.models.MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=2), "norm"),
     ],
 )
 def test_the_layer_of_a_transformer_is_the_last_whose_positions_reach_the_logits(

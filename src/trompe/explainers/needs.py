@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -128,6 +128,14 @@ class Recorded:
             )
         return self._services[need.service]
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """A context for what is computed in the middle of the pass and is no part of it."""
+        with torch_compat.unseen(), ExitStack() as stack:
+            for service in self._services.values():
+                stack.enter_context(service.aside())
+            yield
+
     @cached_property
     def output(self) -> Tensor:
         """What the model returns ``[N, K]``; it runs now unless it has."""
@@ -136,9 +144,7 @@ class Recorded:
         def tap(site: Site, tensor: Tensor, grid: Grid) -> Tensor:
             self.grids[site] = grid
             live = tensor
-            with torch_compat.unseen(), ExitStack() as stack:
-                for service in services:
-                    stack.enter_context(service.aside())
+            with self.aside():
                 for service in services:
                     if site in service.sites:
                         live = service.tap(site, live)
