@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from trompe.explainers import targets
 from trompe.explainers.needs import Explained, Need, Recorded, Service
 from trompe.explainers.relevance.composites import Composite
 from trompe.explainers.relevance.propagate import Observer, propagate
@@ -55,7 +54,7 @@ class RelevanceService(Service[Tensor]):
         return propagate(
             self.tape,
             self.tape.value(output),
-            targets.shares(output, explained.classes, of_one=need.of_one),
+            explained.scalar.shares(output, of_one=need.of_one),
             need.composite,
             set(self._values.values()),
             fold=need.fold,
