@@ -284,7 +284,11 @@ def _parsed(text: str) -> Target:
     named = None if known else code.own(text)
     if named is not None:
         with code.imported(named) as (_, found):
-            factory: Any = found if isclass(found) else partial(partial, found)
+
+            def chosen(**options: Any) -> Any:
+                return partial(found, **options) if options else found
+
+            factory = found if isclass(found) else chosen
             return read(specs.called("target", str(named), factory, named.rest))
     if not known:
         raise TrompeError(
