@@ -164,7 +164,7 @@ def after_explain(config: ExplainJob, out: Path) -> dict[str, str]:
     steps = {"other explainers": "trompe list explainers"}
     explainers = map(parse_explainer, config.explainer)
     if any(isinstance(explainer, LRP) for explainer in explainers) and not config.check:
-        given = {"images": config.images, "explainer": config.explainer, "classes": config.classes}
+        given = config.model_dump(include={"images", "explainer", "target", "classes"})
         steps["how much relevance every layer keeps"] = _command(
             ExplainJob, config, **given, check=True
         )

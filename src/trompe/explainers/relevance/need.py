@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from trompe.explainers import targets
 from trompe.explainers.needs import Explained, Need, Recorded, Service
 from trompe.explainers.relevance.composites import COMPOSITES, Composite
 from trompe.explainers.relevance.propagate import Observer, propagate
@@ -52,7 +51,7 @@ class RelevanceService(Service[Tensor]):
     def propagated(self, need: Relevance, explained: Explained) -> dict[Value, Tensor]:
         """Relevance at every site."""
         output = self.recorded.output
-        shares = targets.shares(output, explained.classes, of_one=need.of_one)
+        shares = explained.scalar.shares(output, of_one=need.of_one)
         return propagate(
             self.tape,
             self.tape.value(output),
