@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.lies [NAME ...] [--runs FILE] [--out DIR]
 
-``RUNS`` need nothing but the package; a YAML file can name more, as settings of `trompe fool`. What
-is measured is processor time until 95 % of held-out training images are fooled at no more than one
-point of top-1: of settings that are found, to the first judgement that says so; of settings by hand,
-which do not look, to the last step. Rows of the same name are replaced. Nothing should run beside it.
+``RUNS`` need nothing but the package; a YAML file can name more, as settings of `trompe fool`.
+What is measured is processor time until 95 % of held-out training images are fooled at no more than
+one point of top-1: of settings that are found, to the first judgement that says so; of settings by
+hand, which do not look, to the last step. Rows of the same name are replaced. Nothing should run
+beside it.
 """
 
 import argparse

@@ -141,7 +141,7 @@ class Fool(Lying):
         with accelerating(self.device, self.precision) as accelerator:
             original = copied(model).to(accelerator.device)
             sample = self._checked(original, data, held_out)
-            terms = self._terms(original, sample, data, fool_data)
+            terms = self.terms(original, sample, data, fool_data)
             attacked = [t for t in terms if t.weight != 0]
             if self.gradient_checkpointing:
                 layers = [str(term.explainer.layer) for term in attacked]
@@ -233,7 +233,7 @@ class Fool(Lying):
             _warn_of_unseen(data, count)
         return placed(image[None], model)
 
-    def _terms(
+    def terms(
         self, model: nn.Module, sample: Tensor, data: Images, fool_data: Composites | None
     ) -> list[Term]:
         """The terms of the loss: layers named, composites at hand."""
