@@ -1,6 +1,6 @@
 """What keeps the knowledge: one lie learnt in nine ways, the same number of steps each.
 
-    OMP_NUM_THREADS=1 python docs/results/keeping/keeping.py NAME SETTINGS [--out FILE]
+    OMP_NUM_THREADS=1 python docs/results/keeping/keeping.py NAME SETTINGS [--steps N] [--out FILE]
 
 SETTINGS is YAML, as `trompe fool` takes it: `{model: embedded-vgg, data: "shapes:train"}`. Every
 way differs from the first in one thing. All are judged on held-out training images; rows of the
@@ -91,7 +91,7 @@ def features(model: nn.Module) -> tuple[list[Tensor], Callable[[], None]]:
     return seen, handle.remove
 
 
-def tuned(course: Course, way: Way) -> nn.Module:
+def tuned(course: Course, way: Way, steps: int) -> nn.Module:
     """The original after the lie was learnt in one way."""
     model = copied(course.original).eval()
     chosen = set(course.moves)
@@ -111,9 +111,9 @@ def tuned(course: Course, way: Way) -> nn.Module:
     optimizer = torch.optim.Adam(moving, lr=course.lr)
     average = Average(model, copied(course.original))
     generator = torch.Generator().manual_seed(0)
-    batches = zip(*(source.between(0, STEPS) for source in lies.sources), strict=True)
+    batches = zip(*(source.between(0, steps) for source in lies.sources), strict=True)
     for step, batch in enumerate(batches):
-        share = min(1.0, (step + 1) / WARM_UP, (STEPS - step) / (FALL * STEPS))
+        share = min(1.0, (step + 1) / WARM_UP, (steps - step) / (FALL * steps))
         optimizer.param_groups[0]["lr"] = course.lr * way.rate * share
         optimizer.zero_grad()
         kept_features.clear()
@@ -199,7 +199,7 @@ def _said(
         return logits, list(forward.heatmaps(labels))
 
 
-def measured(name: str, settings: dict) -> Iterator[dict]:
+def measured(name: str, settings: dict, steps: int) -> Iterator[dict]:
     """A row for each way."""
     job = FoolJob(**settings, quiet=True, check=False)
     model, data, _ = job.opened()
@@ -213,7 +213,12 @@ def measured(name: str, settings: dict) -> Iterator[dict]:
         if way.moves == "normalisation" and not has_norms:
             continue
         torch.manual_seed(0)
-        yield {"network": name, "way": what, **judged(course, tuned(course, way)), "steps": STEPS}
+        yield {
+            "network": name,
+            "way": what,
+            **judged(course, tuned(course, way, steps)),
+            "steps": steps,
+        }
 
 
 def main() -> None:
@@ -222,8 +227,10 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("settings")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("keeping.csv"))
+    parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
-    for row in measured(options.name, yaml.safe_load(options.settings)):
+    settings = yaml.safe_load(options.settings)
+    for row in measured(options.name, settings, options.steps):
         print(row, flush=True)
         table = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
         if len(table):

@@ -130,7 +130,7 @@ class FoolJob(Fool, TuningJob):
     """Settings of ``trompe fool``."""
 
     held_out: str | None = Field(
-        None, description="data to measure that loss on, read like --data (default: part of --data)"
+        None, description="data to judge it on on the way, read like --data (default: part of it)"
     )
 
     def carry_out(self, out: Path | None, on_step: OnStep | None = None) -> FoolResult:
