@@ -2,9 +2,10 @@
 
 ``tape`` writes the operations of one forward pass down (``record``), ``operations`` says what they
 are. Those that compute a weighted sum (``summation``), a product of tensors or a softmax
-(``products``) share relevance out by the ``rules`` that ``composites`` choose; the others pass it on
-(``routing``), of signal and gate (``gates``) to the signal. ``folding`` merges BatchNorm into its
-neighbours, ``propagate`` walks the record backwards, ``conservation`` says what was lost on the way.
+(``products``) share relevance out by the ``rules`` that ``composites`` choose; the others pass it
+on (``routing``), of signal and gate (``gates``) to the signal. ``folding`` merges BatchNorm into
+its neighbours, ``propagate`` walks the record backwards, ``conservation`` says what was lost on the
+way.
 """
 
 from trompe.explainers.relevance import routing as routing

@@ -89,8 +89,12 @@ class Flow:
         """a_i · ∂z/∂a_i · R / z for each input a_i."""
         (weight, *_) = self.weights
         if self.computed is not None and weight is not None:
-            share = self.relevance / self.stabilised(self.computed)
-            return [self.inputs[0] * pull_linear(self.computed, share, weight)]
+            stabilised = self.stabilised(self.computed)
+            if torch.is_grad_enabled():
+                share = self.relevance / stabilised
+                return [self.inputs[0] * pull_linear(self.computed, share, weight)]
+            share = torch.div(self.relevance, stabilised, out=stabilised)
+            return [(share @ weight).mul_(self.inputs[0])]
         if self.pure:
             return list(_Shares.apply(self, self.relevance, self.bias, *self.inputs, *self.weights))
         inputs, z = run(lambda *inputs: self.z(inputs, self.weights, self.bias), self.inputs)
@@ -201,5 +205,9 @@ def stabilise(z: Tensor, epsilon: float, out: Tensor | None = None) -> Tensor:
     """z + ε · sign(z), with sign(0) = +1; without ε, 1 where z is 0: nothing is shared there."""
     if epsilon == 0:
         return torch.where(z == 0, 1, z)
-    signed = z.new_tensor(epsilon)
-    return torch.add(z, torch.where(z >= 0, signed, -signed), out=out)
+    with torch.no_grad():
+        signed = z + 0.0  # the sign of -0 is that of 0
+        torch.copysign(z.new_tensor(epsilon), signed, out=signed)
+    if torch.is_grad_enabled() and z.requires_grad:
+        return z + signed
+    return torch.add(z, signed, out=signed if out is None else out)

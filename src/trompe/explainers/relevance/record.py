@@ -158,14 +158,20 @@ def describe(name: str, path: str) -> str:
 
 def leaves(tree: Any, kinds: Any = Tensor) -> Iterator[Any]:
     """The tensors in tuples, lists and dicts, in order."""
+    found: list[Any] = []
+    _gather(tree, kinds, found)
+    return iter(found)
+
+
+def _gather(tree: Any, kinds: Any, found: list[Any]) -> None:
     if isinstance(tree, kinds):
-        yield tree
+        found.append(tree)
     elif isinstance(tree, list | tuple):
         for branch in tree:
-            yield from leaves(branch, kinds)
+            _gather(branch, kinds, found)
     elif isinstance(tree, dict):
         for branch in tree.values():
-            yield from leaves(branch, kinds)
+            _gather(branch, kinds, found)
 
 
 def substitute(tree: Any, change: Callable[[Any], Any]) -> Any:

@@ -32,8 +32,8 @@ class Summation:
         sum is its constant summand.
     computed
         z as the forward pass computed it, of a linear layer.
-    nonnegative
-        Whether no input is negative.
+    rectified
+        Whether a ReLU computed the inputs.
     joint
         Whether apply(a, w) + apply(a', w') is apply of both, side by side along dimension 1.
     pure
@@ -46,9 +46,14 @@ class Summation:
     weight: Tensor | None = None
     bias: Tensor | None = None
     computed: Tensor | None = None
-    nonnegative: bool = False
+    rectified: bool = False
     joint: bool = False
     pure: bool = True
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether no input is negative. Numbers say so: what a name says of them is soon wrong."""
+        return self.rectified or all(bool((a >= 0).all()) for a in self.inputs)
 
 
 def summations(operation: Operation, dtype: torch.dtype) -> list[Summation]:
@@ -68,15 +73,10 @@ def _layer(operation: Operation, dtype: torch.dtype) -> list[Summation]:
         weight=weight.to(dtype),
         bias=None if bias is None else bias.to(dtype),
         computed=None if operation.computed is None else operation.computed.to(dtype),
-        nonnegative=_is_nonnegative(operation, tensor),
+        rectified=operation.inputs[0].origin == "relu",
         joint=operation.name in _CONVOLUTIONS and weight.shape[1] == operation.inputs[0].shape[1],
     )
     return [summation]
-
-
-def _is_nonnegative(operation: Operation, tensor: Tensor) -> bool:
-    """Numbers are looked at, for what an operation's name says of them is soon wrong."""
-    return operation.inputs[0].origin == "relu" or bool((tensor >= 0).all())
 
 
 def _times_constants(operation: Operation, dtype: torch.dtype) -> Summation:
@@ -103,7 +103,7 @@ def _times_constants(operation: Operation, dtype: torch.dtype) -> Summation:
         (numbers[own],),
         weight=numbers[of_weight] * alpha,
         bias=numbers[0] * beta if added else None,
-        nonnegative=_is_nonnegative(operation, numbers[own]),
+        rectified=operation.inputs[0].origin == "relu",
     )
 
 
