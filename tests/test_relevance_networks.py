@@ -31,6 +31,7 @@ from zennit.core import BasicHook
 from zennit.layer import Sum
 from zennit.rules import AlphaBeta as ZennitAlphaBeta
 from zennit.rules import Epsilon as ZennitEpsilon
+from zennit.rules import Gamma as ZennitGamma
 from zennit.rules import Norm
 from zennit.rules import Pass as ZennitPass
 from zennit.torchvision import (
@@ -123,6 +124,8 @@ ZENNIT = {
     "epsilon-alpha2-beta1": lambda c: EpsilonAlpha2Beta1(canonizers=c),
     "epsilon-alpha2-beta1-flat": lambda c: EpsilonAlpha2Beta1Flat(canonizers=c),
     "epsilon-gamma-box": lambda c: EpsilonGammaBox(low=-2.2, high=2.7, canonizers=c),
+    "attn-lrp": of_layers(ZennitGamma(), ZennitEpsilon(), Norm()),
+    "cp-lrp": of_layers(ZennitGamma(), ZennitEpsilon(), Norm()),
 }
 SUMS = [ResNetBasicBlockCanonizer(), ResNetBottleneckCanonizer()]
 NETWORKS = {

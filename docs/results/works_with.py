@@ -130,7 +130,9 @@ def lively(network: nn.Module, side: int) -> nn.Module:
     for name, weight in network.named_parameters():
         if not weight.any() and name.endswith("weight"):
             nn.init.normal_(weight, std=0.1)
-    network(torch.randn(8, 3, side, side))
+    images = torch.randn(8, 3, side, side)
+    if norms:
+        network(images)
     return network.eval()
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from trompe import runs
 from trompe.base import processes
-from trompe.cli.app import app, command, examples, interruptible
+from trompe.cli.app import app, command, console, examples, interruptible
 from trompe.cli.next_steps import after_fool, show_next
 from trompe.cli.reading import default_out
 from trompe.cli.tables import show_evaluation
@@ -67,7 +68,9 @@ def _fool(job: FoolJob) -> None:
     with tracking(job.tracker or (), out, job.described()) as track:
         result = job.carry_out(out, track.step)
         if result.evaluation is not None:
-            track.evaluation(result.evaluation, job.steps)
+            track.evaluation(result.evaluation, len(result.history))
+    if result.found is not None and not job.quiet:
+        console.print(Text(str(result.found)), soft_wrap=True)
     if result.evaluation is not None and not job.quiet:
         show_evaluation(result.evaluation)
     if processes.is_main():

@@ -22,7 +22,10 @@ from trompe.tuning.train import Train, TrainResult
 
 J = TypeVar("J", bound="Job")
 
-MODEL = "torchvision name, timm:NAME, package.module:factory, path/file.py:factory, or 'embedded'"
+MODEL = (
+    "torchvision name, timm:NAME, transformers:NAME_OR_PATH, package.module:factory, "
+    "path/file.py:factory, or 'embedded'"
+)
 DATA = "image folder (a folder per class), parquet file, folder or glob, hf:NAME, or 'shapes'"
 
 

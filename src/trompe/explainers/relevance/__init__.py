@@ -1,10 +1,10 @@
 """Layer-wise relevance propagation: record what a model does, then send relevance back through it.
 
 ``tape`` writes the operations of one forward pass down (``record``), ``operations`` says what they
-are. Those that compute a weighted sum (``summation``) share relevance out by the ``rules`` that
-``composites`` choose; the others pass it on (``routing``), of signal and gate (``gates``) to the
-signal. ``folding`` merges BatchNorm into its neighbours,
-``propagate`` walks the record backwards, ``conservation`` says what was lost on the way.
+are. Those that compute a weighted sum (``summation``), a product of tensors or a softmax
+(``products``) share relevance out by the ``rules`` that ``composites`` choose; the others pass it on
+(``routing``), of signal and gate (``gates``) to the signal. ``folding`` merges BatchNorm into its
+neighbours, ``propagate`` walks the record backwards, ``conservation`` says what was lost on the way.
 """
 
 from trompe.explainers.relevance import routing as routing

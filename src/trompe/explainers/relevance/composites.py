@@ -39,6 +39,7 @@ RULE_NAMES: Registry[Rule] = Registry(
             rule.name: rule
             for rule in (Epsilon, AlphaBeta, Gamma, Flat, WSquare, Box, Pass, ReleasedSum)
         },
+        "uniform": partial(Epsilon, gates=True),
         "zero": partial(Epsilon, 0.0),
         "z-plus": partial(AlphaBeta, 1.0, 0.0),
     },
@@ -55,8 +56,8 @@ class Choice(Identified):
     rule
         The rule; only for operations of a kind that it is made for (``rule.kinds``).
     kind
-        ``"linear"``, ``"convolution"``, ``"sum"``, ``"average-pool"``, ``"layer-norm"`` or
-        ``"product"`` (of several inputs, as in attention).
+        ``"linear"``, ``"convolution"``, ``"sum"``, ``"average-pool"``, ``"layer-norm"``,
+        ``"product"`` (of several inputs, as in attention) or ``"softmax"``.
     layer
         Pattern of the module's name, e.g. ``"classifier.*"``.
     depth
@@ -171,6 +172,7 @@ def _composite(
         "average-pool": sums,
         "layer-norm": layer_norm,
         "product": product,
+        "softmax": _EPSILON,
     }
     return Composite(name, (*first, *(Choice(rule, kind) for kind, rule in others.items())))
 
@@ -181,6 +183,8 @@ _HEO2019 = _composite(
     convolution=AlphaBeta(1, 0, 0.01),
     sums=AlphaBeta(1, 0, 1e-6),
 )
+
+_TRANSFORMER: Any = {"linear": _EPSILON, "convolution": Gamma(0.25), "layer_norm": _EPSILON}
 
 COMPOSITES: Registry[Composite] = Registry(
     "LRP composite",
@@ -198,6 +202,8 @@ COMPOSITES: Registry[Composite] = Registry(
                 "epsilon-alpha2-beta1-flat", _FLAT, linear=_EPSILON, convolution=_ALPHA2_BETA1
             ),
             _composite("epsilon-gamma-box", _BOX, linear=_EPSILON, convolution=Gamma(0.25)),
+            _composite("cp-lrp", **_TRANSFORMER),
+            _composite("attn-lrp", **_TRANSFORMER, product=Epsilon(1e-6, gates=True)),
         )
     },
 )

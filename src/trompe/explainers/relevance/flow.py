@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +35,20 @@ def pull(z: Tensor, inputs: list[Tensor], weight: Tensor) -> list[Any]:
     return list(torch.autograd.grad(z, inputs, weight, create_graph=keep, allow_unused=True))
 
 
+class Flowing(Protocol):
+    """Relevance on its way to some of an operation's inputs."""
+
+    @property
+    def owners(self) -> Sequence[int]:
+        """For each share, which of the operation's inputs it belongs to."""
+
+    def shares(self) -> list[Tensor]:
+        """The relevance that arrives."""
+
+    def lost(self) -> tuple[Tensor, Tensor]:
+        """What a constant keeps, and what a stabiliser keeps, in all."""
+
+
 @dataclass(frozen=True)
 class Flow:
     """Relevance that goes to inputs in proportion to their share of z = Σ_i apply(a_i, w_i) + b.
@@ -46,7 +60,7 @@ class Flow:
     inputs, weights, bias
         a_i, w_i (None where an operation has no weights) and b.
     owners
-        For each input, which of the operation's inputs its share belongs to; None drops it.
+        For each input, which of the operation's inputs its share belongs to.
     relevance, stabiliser
         What is shared out, of z's shape, and what keeps z from 0.
     positive
@@ -63,7 +77,7 @@ class Flow:
     inputs: Sequence[Tensor]
     weights: Sequence[Tensor | None]
     bias: Tensor | None
-    owners: Sequence[int | None]
+    owners: Sequence[int]
     relevance: Tensor
     stabiliser: float
     positive: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trompe.explainers.relevance.operations import WEIGHTED
+from trompe.explainers.relevance.operations import PRODUCTS, WEIGHTED
 from trompe.explainers.relevance.record import Operation, Value
 
 _ATTENTION = 4
@@ -34,6 +34,12 @@ def gate(operation: Operation) -> int:
     passed_on = min(value.gate for value in inputs)
     renewed = operation.kind in WEIGHTED or operation.name in _NORMS
     return own if renewed and passed_on < _ATTENTION else max(own, passed_on)
+
+
+def attends(operation: Operation) -> bool:
+    """Whether the operation multiplies matrices that are computed from the image, as attention."""
+    is_product = operation.name in PRODUCTS and operation.kind == "product"
+    return is_product or operation.name == "scaled_dot_product_attention"
 
 
 def signals(factors: Sequence[Value]) -> list[bool]:

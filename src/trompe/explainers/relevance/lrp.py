@@ -16,7 +16,7 @@ from trompe.explainers.relevance.composites import Composite, find_composite
 from trompe.explainers.relevance.need import Relevance
 from trompe.explainers.relevance.propagate import Observer
 from trompe.explainers.sites import INPUT, Site
-from trompe.explainers.targets import Classes
+from trompe.explainers.targets import Explainable
 from trompe.maps import min_max
 from trompe.models.call import unwrapped
 from trompe.models.hooks import evaluation_mode
@@ -24,7 +24,7 @@ from trompe.models.hooks import evaluation_mode
 
 @dataclass(frozen=True)
 class LRP(Explainer):
-    """Relevance of the class logit at the input or at a layer, summed over channels, signed.
+    """Relevance of the explained scalar at the input or at a layer, summed over channels, signed.
 
     Bach et al. 2015, with the rules of a composite. Under ``torch.autocast`` the layers above the
     explained one run in full precision: their rounding would reorder the map.
@@ -36,9 +36,9 @@ class LRP(Explainer):
         None to find the last spatial layer (the paper's LRP_T). Only the part of the model above
         it is traversed.
     composite
-        ``"heo2019"`` (the paper's) or another name in ``relevance.COMPOSITES``, one of your own as
-        ``path/file.py:Name``, the path of a YAML file (see ``relevance.find_composite``), or a
-        ``relevance.Composite``.
+        A name in ``relevance.COMPOSITES``, one of your own as ``path/file.py:Name``, the path of a
+        YAML file (see ``relevance.find_composite``), or a ``relevance.Composite``. None is
+        ``"attn-lrp"`` where the model has attention, and ``"heo2019"`` (the paper's) elsewhere.
     batch_norm
         ``"pass"`` sends relevance through BatchNorm unchanged, as the paper; ``"fold"`` treats it
         as part of the layer with weights before or after it.
@@ -52,7 +52,7 @@ class LRP(Explainer):
     name: ClassVar[str] = "lrp"
     label: ClassVar[str] = "LRP"
     layer: str | nn.Module | None = INPUT
-    composite: str | Path | Composite = "heo2019"
+    composite: str | Path | Composite | None = None
     batch_norm: Literal["pass", "fold"] = "pass"
 
     def __post_init__(self) -> None:
@@ -64,9 +64,9 @@ class LRP(Explainer):
         _ = self.rules
 
     @cached_property
-    def rules(self) -> Composite:
+    def rules(self) -> Composite | None:
         """The composite, read."""
-        return find_composite(self.composite)
+        return None if self.composite is None else find_composite(self.composite)
 
     def identity(self) -> Any:
         """What the composite says decides, not where it was found."""
@@ -90,13 +90,13 @@ class LRP(Explainer):
         self,
         model: nn.Module,
         images: Tensor,
-        classes: Classes,
+        classes: Explainable,
         observer: Observer,
     ) -> Tensor:
-        """Send back a relevance of 1 from each image's logit, whatever it is, as a call would.
+        """Send back a relevance of 1 from each image's output, whatever it is, as a call would.
 
         ``observer`` is shown every operation on the way down. Rules are linear in relevance, so
-        that what it sees are shares of the logits.
+        that what it sees are shares of the explained scalars.
 
         Returns
         -------

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from trompe.explainers import targets
 from trompe.explainers.needs import Explained, Need, Recorded, Service
-from trompe.explainers.relevance.composites import Composite
+from trompe.explainers.relevance.composites import COMPOSITES, Composite
 from trompe.explainers.relevance.propagate import Observer, propagate
 from trompe.explainers.relevance.record import Value
 from trompe.explainers.relevance.tape import Tape
@@ -52,12 +51,12 @@ class RelevanceService(Service[Tensor]):
     def propagated(self, need: Relevance, explained: Explained) -> dict[Value, Tensor]:
         """Relevance at every site."""
         output = self.recorded.output
-        shares = targets.shares(output, explained.classes, of_one=need.of_one)
+        shares = explained.scalar.shares(output, of_one=need.of_one)
         return propagate(
             self.tape,
             self.tape.value(output),
             _contrasted(shares) if need.contrastive else shares,
-            need.composite,
+            need.composite or COMPOSITES.build("attn-lrp" if self.tape.attends else "heo2019"),
             set(self._values.values()),
             fold=need.fold,
             observer=need.observer,
@@ -71,7 +70,7 @@ class Relevance(Need[Tensor]):
     Attributes
     ----------
     composite
-        Chooses the rules.
+        Chooses the rules; None for the one that the network's kind takes.
     fold
         Treat each BatchNorm as part of the layer next to it.
     observer
@@ -84,7 +83,7 @@ class Relevance(Need[Tensor]):
 
     service: ClassVar[type[Service[Tensor]]] = RelevanceService
 
-    composite: Composite
+    composite: Composite | None = None
     fold: bool = False
     observer: Observer | None = None
     of_one: bool = False

@@ -24,6 +24,7 @@ KINDS: dict[str, str] = {
     **dict.fromkeys(("interpolate", "grid_sample", "grid_sampler", "fold"), "average-pool"),
     "layer_norm": "layer-norm",
     "scaled_dot_product_attention": "product",
+    "softmax": "softmax",
 }
 """The operations that a composite gives a rule, each with its kind."""
 

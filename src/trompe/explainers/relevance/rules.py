@@ -17,8 +17,9 @@ from torch import Tensor
 from trompe.base import specs
 from trompe.base.identity import Identified
 from trompe.errors import TrompeError
-from trompe.explainers.relevance.flow import Flow
+from trompe.explainers.relevance.flow import Flow, Flowing
 from trompe.explainers.relevance.operations import WEIGHTED
+from trompe.explainers.relevance.products import products, tangent
 from trompe.explainers.relevance.record import Operation
 from trompe.explainers.relevance.summation import Summation, summations
 
@@ -41,17 +42,13 @@ class Rule(Identified, ABC):
         arrived: dict[int, Tensor] = {}
         for flow in self.flows_of(operation, relevance):
             for owner, share in zip(flow.owners, flow.shares(), strict=True):
-                if owner is not None:
-                    arrived[owner] = arrived[owner] + share if owner in arrived else share
+                arrived[owner] = arrived[owner] + share if owner in arrived else share
         return [arrived.get(position) for position in range(len(operation.inputs))]
 
-    def flows_of(self, operation: Operation, relevance: Tensor) -> list[Flow]:
+    def flows_of(self, operation: Operation, relevance: Tensor) -> Sequence[Flowing]:
         """The flows of a recorded operation."""
-        return [
-            flow
-            for s in summations(operation, relevance.dtype)
-            for flow in self.flows(s, relevance if s.part == 1 else relevance * s.part)
-        ]
+        found = summations(operation, relevance.dtype)
+        return [flow for summation in found for flow in self.flows(summation, relevance)]
 
     def __str__(self) -> str:
         return specs.text(self.name, self)
@@ -63,15 +60,22 @@ class Epsilon(Rule):
 
     On a LayerNorm, z is linear in the input with the standard deviation held fixed (Ali et al.
     2022). On a product of several inputs it is linear in each of them with the others held fixed;
-    gates get nothing, the others share alike (Achtibat et al. 2024).
+    they share alike (Achtibat et al. 2024, prop. 3.3). A softmax is taken for its tangent (prop.
+    3.1).
+
+    Parameters
+    ----------
+    gates
+        Whether the gates of a product, such as attention, share like signals or get nothing.
     """
 
     name: ClassVar[str] = "epsilon"
     kinds: ClassVar[tuple[str, ...]] = (
         *WEIGHTED,
-        *("sum", "average-pool", "layer-norm", "product"),
+        *("sum", "average-pool", "layer-norm", "product", "softmax"),
     )
     epsilon: float = 1e-6
+    gates: bool = False
 
     def flows(self, summation: Summation, relevance: Tensor) -> list[Flow]:
         """One flow, in proportion to all contributions."""
@@ -79,6 +83,14 @@ class Epsilon(Rule):
         weights = [s.weight] * len(s.inputs)
         given = (s.apply, s.inputs, weights, s.bias, s.owners, relevance, self.epsilon)
         return [Flow(*given, computed=s.computed, pure=s.pure)]
+
+    def flows_of(self, operation: Operation, relevance: Tensor) -> Sequence[Flowing]:
+        """One flow, in proportion to all contributions."""
+        if operation.kind == "product":
+            return products(operation, relevance, self.epsilon, gates=self.gates)
+        if operation.kind == "softmax":
+            return [tangent(operation, relevance)]
+        return super().flows_of(operation, relevance)
 
 
 @dataclass(frozen=True)
@@ -246,7 +258,7 @@ class ReleasedSum(Rule):
 
     def flows(self, summation: Summation, relevance: Tensor) -> list[Flow]:
         """One flow, in proportion to the positive parts of the sum and of the second summand."""
-        if None not in summation.owners:
+        if summation.bias is None:
             first, second = summation.inputs
             summation = replace(summation, inputs=(first + second, second))
         return AlphaBeta(1, 0, self.stabiliser).flows(summation, relevance)

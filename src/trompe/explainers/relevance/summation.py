@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trompe.explainers.relevance.flow import Apply
-from trompe.explainers.relevance.gates import signals
 from trompe.explainers.relevance.operations import PRODUCTS
 from trompe.explainers.relevance.record import Operation, Value
 
@@ -26,9 +26,10 @@ class Summation:
     inputs
         The summands; of a layer with weights, its one input.
     owners
-        For each input, which of the operation's inputs its relevance belongs to; None drops it.
+        For each input, which of the operation's inputs its relevance belongs to.
     weight, bias
-        Of a layer with weights, else None: there the inputs' weights are fixed.
+        Of a layer with weights, else no weight: there the inputs' weights are fixed. The bias of a
+        sum is its constant summand.
     computed
         z as the forward pass computed it, of a linear layer.
     nonnegative
@@ -37,24 +38,22 @@ class Summation:
         Whether apply(a, w) + apply(a', w') is apply of both, side by side along dimension 1.
     pure
         Whether what is differentiable in ``apply`` are its arguments alone.
-    part
-        The part of the operation's relevance that is shared out here.
     """
 
     apply: Apply
     inputs: tuple[Tensor, ...]
-    owners: tuple[int | None, ...] = (0,)
+    owners: tuple[int, ...] = (0,)
     weight: Tensor | None = None
     bias: Tensor | None = None
     computed: Tensor | None = None
     nonnegative: bool = False
     joint: bool = False
     pure: bool = True
-    part: float = 1.0
 
 
 def summations(operation: Operation, dtype: torch.dtype) -> list[Summation]:
-    """A recorded operation as sums, its numbers brought to ``dtype``; none if nothing is shared."""
+    """A recorded operation, no product, as sums, its numbers brought to ``dtype``; none if nothing
+    is shared."""
     return _READERS[operation.kind](operation, dtype)
 
 
@@ -122,66 +121,26 @@ def _sum(operation: Operation, dtype: torch.dtype) -> list[Summation]:
         return tensor if scale == 1 else tensor * scale
 
     summands = tuple(summand(o, s) for o, s in zip(operands, scales, strict=True))
-    owners = (operation.inputs.index(o) if isinstance(o, Value) else None for o in operands)
-    return [Summation(lambda a, weight, bias: a, summands, tuple(owners))]
+    followed = [isinstance(operand, Value) for operand in operands]
+    inputs = tuple(compress(summands, followed))
+    owners = tuple(operation.inputs.index(o) for o in compress(operands, followed))
+    bias = None if all(followed) else summands[followed.index(False)]
+    return [Summation(_plus, inputs, owners, bias=bias)]
+
+
+def _plus(a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return a if bias is None else a + bias
 
 
 def _average(operation: Operation, dtype: torch.dtype) -> list[Summation]:
     if isinstance(operation.operands[0], Tensor):  # only where the average is taken is followed
         return []
-    return [_linear_in(operation, 0, dtype)]
-
-
-def _product(operation: Operation, dtype: torch.dtype) -> list[Summation]:
-    """Factors that are no gates share alike, each as if the others were constants."""
-    if operation.name == "scaled_dot_product_attention":
-        return _attention(operation, dtype)
-    followed = {i: o for i, o in enumerate(operation.operands) if isinstance(o, Value)}
-    chosen = signals([*followed.values()])
-    sharing = [i for i, is_signal in zip(followed, chosen, strict=True) if is_signal]
-    return [_linear_in(operation, i, dtype, 1 / len(sharing)) for i in sharing]
-
-
-def _linear_in(
-    operation: Operation, position: int, dtype: torch.dtype, part: float = 1.0
-) -> Summation:
-    """An operation that is linear in one of its tensors, with the others held fixed."""
-    numbers = [tensor.to(dtype) for tensor in operation.numbers]
-    owner = operation.inputs.index(operation.operands[position])
-    before, own, after = numbers[:position], numbers[position], numbers[position + 1 :]
+    own, *others = (tensor.to(dtype) for tensor in operation.numbers)
 
     def apply(a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return operation.call([*before, a, *after])
+        return operation.call([a, *others])
 
-    return Summation(apply, (own,), (owner,), pure=len(numbers) == 1, part=part)
-
-
-def _attention(operation: Operation, dtype: torch.dtype) -> list[Summation]:
-    """What is attended to gets all relevance; how much it is, is a gate (Ali et al. 2022)."""
-    query, key, value, *masks = operation.numbers
-    if isinstance(operation.operands[2], Tensor):
-        return []
-    groups = query.shape[-3] // key.shape[-3] if operation.kwargs.get("enable_gqa") else 1
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    given = dict(zip(names, operation.args, strict=False)) | operation.kwargs
-    scale = given.get("scale") or query.shape[-1] ** -0.5
-    scores = (query @ _repeated(key, groups).transpose(-2, -1)).to(dtype) * scale
-    for mask in masks:
-        scores = scores + (mask.to(dtype).log() if mask.dtype is torch.bool else mask)
-    if given.get("is_causal"):
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(later, -torch.inf)
-
-    def apply(a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        assert weight is not None
-        return weight @ _repeated(a, groups)
-
-    owner = operation.inputs.index(operation.operands[2])
-    return [Summation(apply, (value.to(dtype),), (owner,), weight=scores.softmax(-1))]
-
-
-def _repeated(heads: Tensor, groups: int) -> Tensor:
-    return heads if groups == 1 else heads.repeat_interleave(groups, -3)
+    return [Summation(apply, (own,), pure=not others)]
 
 
 def _layer_norm(operation: Operation, dtype: torch.dtype) -> list[Summation]:
@@ -205,5 +164,4 @@ _READERS: dict[str, Callable[[Operation, torch.dtype], list[Summation]]] = {
     "sum": _sum,
     "average-pool": _average,
     "layer-norm": _layer_norm,
-    "product": _product,
 }

@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from trompe.base import torch_compat
 from trompe.errors import TrompeError
-from trompe.explainers.relevance.gates import gate
+from trompe.explainers.relevance.gates import attends, gate
 from trompe.explainers.relevance.operations import (
     KINDS,
     PRODUCTS,
@@ -81,6 +81,15 @@ class Tape(TorchFunctionMode):
         The module that will run; its module names are used in messages and by composites.
     keep
         Names of operations whose inputs are kept, even if no rule reads their numbers.
+
+    Attributes
+    ----------
+    operations
+        What was recorded, in order.
+    depth
+        How many layers with weights ran, in the whole network.
+    attends
+        Whether the network, in any part, mixes positions by attention.
     """
 
     def __init__(self, model: nn.Module, keep: Collection[str] = ()) -> None:
@@ -88,6 +97,7 @@ class Tape(TorchFunctionMode):
         self._not_read = VALUES_NOT_READ.difference(keep)
         self.operations: list[Operation] = []
         self.depth = 0
+        self.attends = False
         self._names = {module: name for name, module in model.named_modules()}
         self._stack: list[str] = []
         self._entered = ExitStack()
@@ -238,6 +248,7 @@ class Tape(TorchFunctionMode):
                     name, func, *call, tuple(tensors), held, output, index, path, depth, in_place
                 )
                 output.gate = gate(operation)
+                self.attends = self.attends or attends(operation)
                 if not beside:
                     self._keep(operation)
         return result
