@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import VisionTransformer, resnet18
 from torchvision.models.swin_transformer import SwinTransformer
+from transformers import ViTConfig, ViTForImageClassification
 
 from tests.models.small import images
 from tests.oracles import assert_gradient_is_finite_difference
 from trompe import LRP, GradCAM, Recording, TrompeError
 from trompe.explainers import AttentionRelevance, Rollout
+from trompe.explainers.targets import Difference
 
 CLASSES = torch.tensor([1, 4])
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2}
@@ -117,6 +119,35 @@ def test_values_are_those_of_the_slow_definition(name, kind):
     torch.testing.assert_close(ours.detach(), slow)
     with torch.no_grad():
         torch.testing.assert_close(kind()(model, x, CLASSES), slow)
+
+
+@BOTH
+def test_the_attention_of_transformers_is_what_it_returns_itself(kind):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 5}
+    config = ViTConfig(**sizes, intermediate_size=16, image_size=32, patch_size=8)
+    config._attn_implementation = "eager"
+    eager = ViTForImageClassification(config).double().eval()
+    for parameter in eager.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    fused, x = copy.deepcopy(eager), images(2, dtype=torch.float64)
+    fused.set_attn_implementation("sdpa")
+    output = eager(x, output_attentions=True)
+    for probabilities in output.attentions:
+        probabilities.retain_grad()
+    output.logits[range(2), CLASSES].sum().backward()
+    layers = [(p.detach(), p.grad) for p in output.attentions]
+    slow = torch.stack([slow_flow(kind, layers, n)[0, 1:].view(4, 4) for n in range(2)])
+    for model in (fused, eager):  # whose softmax is of float32
+        ours = kind()(model, x, CLASSES).detach()
+        torch.testing.assert_close(ours.float(), slow.float())
+
+
+def test_attention_relevance_of_a_difference_is_that_of_its_gradient():
+    model, x = network("class token"), images(2, dtype=torch.float64)
+    given = AttentionRelevance()(model, x, Difference(1, 3))
+    own = AttentionRelevance()(model, x, lambda logits: logits[:, 1] - logits[:, 3])
+    torch.testing.assert_close(given, own)
+    assert not torch.allclose(given, AttentionRelevance()(model, x, 1))
 
 
 @BOTH

@@ -12,20 +12,9 @@ from torch import Tensor
 from trompe.explainers.cam.grad_cam import ClassActivationMap
 from trompe.explainers.cam.need import Activation
 from trompe.explainers.needs import Explained, Need
-from trompe.explainers.relevance.composites import (
-    COMPOSITES,
-    Choice,
-    Composite,
-    find_composite,
-)
+from trompe.explainers.relevance.composites import Composite, find_composite
 from trompe.explainers.relevance.need import Relevance
-from trompe.explainers.relevance.rules import AlphaBeta
 from trompe.explainers.sites import Site
-
-Z_PLUS = COMPOSITES.build("epsilon-plus").extended(
-    "z-plus", Choice(AlphaBeta(1, 0, 1e-6), "linear")
-)
-"""The paper's rules: z⁺ wherever there are weights."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +29,7 @@ class RelevanceCAM(ClassActivationMap):
     layer
         As in `GradCAM`.
     composite
-        The rules, as in `LRP`; the paper's are z⁺ wherever there are weights.
+        The rules, as in `LRP`; ``"z-plus"``, the paper's, is z⁺ wherever there are weights.
 
     Raises
     ------
@@ -50,7 +39,7 @@ class RelevanceCAM(ClassActivationMap):
 
     name: ClassVar[str] = "relevance-cam"
     label: ClassVar[str] = "Relevance-CAM"
-    composite: str | Path | Composite = Z_PLUS
+    composite: str | Path | Composite = "z-plus"
 
     def __post_init__(self) -> None:
         _ = self.rules
