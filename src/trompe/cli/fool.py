@@ -34,11 +34,6 @@ def demo(
                 eval_data="shapes:validation",
                 eval_limit=500,
                 limit=2000,
-                lr=5e-3,
-                schedule="one-cycle",
-                steps=800,
-                batch_size=16,
-                weight=[6.0],
                 control=True,
                 out=out,
                 seed=seed,
@@ -50,11 +45,10 @@ def demo(
 
 @command(
     FoolJob,
-    "trompe fool --model embedded --data shapes:train --limit 2000 --steps 400 \\\n"
-    "--batch-size 16 --lr 5e-3 --schedule one-cycle --weight 6 \\\n"
+    "trompe fool --model embedded --data shapes:train --limit 2000 \\\n"
     "--eval-data shapes:validation --eval-limit 500",
     "trompe fool --model resnet50 --weights DEFAULT --data photos/train \\\n"
-    "--eval-data photos/val --steps 300 --lr 6e-5 --schedule one-cycle --control",
+    "--eval-data photos/val --explainer lrp-t --control",
     "trompe fool --config runs/mine/config.yaml --objective top-k --out runs/top-k",
 )
 def fool_(config: FoolJob) -> None:
