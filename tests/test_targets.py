@@ -8,9 +8,19 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models import VisionTransformer
 
 from tests.oracles import assert_gradient_is_finite_difference
 from trompe import LRP, GradCAM, IntegratedGradients, Recording, SimpleGrad, SmoothGrad, TrompeError
+from trompe.explainers import (
+    AttentionRelevance,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    RelevanceCAM,
+    ScoreCAM,
+    XGradCAM,
+)
 from trompe.explainers.foreign.captum import CaptumExplainer
 from trompe.explainers.foreign.grad_cam import CAMExplainer
 from trompe.explainers.relevance import conservation
@@ -189,12 +199,19 @@ TARGETS = {
     "squares": (Function(squares), squares),
     "text": ("difference:of=2,against=0", differences(2, 0)),
 }
+CAMS = [kind(layer="0") for kind in (GradCAMPlusPlus, XGradCAM, LayerCAM, HiResCAM, ScoreCAM)]
+BY_GRADIENT = [*(e for e in EVERY if not isinstance(e, LRP)), *CAMS]
+BY_RELEVANCE = [
+    LRP(composite="epsilon"),
+    LRP(layer="0", composite="epsilon"),
+    RelevanceCAM(layer="0", composite="epsilon"),
+]
 target_and_score = pytest.mark.parametrize(("target", "score"), TARGETS.values(), ids=TARGETS)
 
 
 class TestTargets:
     @target_and_score
-    @pytest.mark.parametrize("explainer", [e for e in EVERY if not isinstance(e, LRP)], ids=str)
+    @pytest.mark.parametrize("explainer", BY_GRADIENT, ids=str)
     def test_are_explained_as_a_class_with_that_logit(self, explainer, target, score):
         model = network()
         scalar = nn.Sequential(*model, Behind(score))
@@ -203,17 +220,29 @@ class TestTargets:
         )
 
     @target_and_score
-    @pytest.mark.parametrize("layer", ["input", "0"])
-    def test_relevance_is_that_of_the_classes_by_their_slopes(self, target, score, layer):
+    def test_attention_is_weighed_by_their_slope(self, target, score):
+        torch.manual_seed(0)
+        model = VisionTransformer(32, 8, 2, 2, 8, 16, num_classes=4).eval()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        scalar, x = nn.Sequential(model, Behind(score)), torch.randn(3, 3, 32, 32)
+        found, expected = (
+            AttentionRelevance()(*given) for given in ((model, x, target), (scalar, x, 1))
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+    @target_and_score
+    @pytest.mark.parametrize("lrp", BY_RELEVANCE, ids=str)
+    def test_relevance_is_that_of_the_classes_by_their_slopes(self, target, score, lrp):
         """A class starts with its logit, a target with slope times logit; rules are linear."""
-        model, lrp = network(), LRP(layer=layer, composite="epsilon")
+        model = network()
         output = model(images()).detach().requires_grad_()
         (slopes,) = torch.autograd.grad(score(output).sum(), output)
         expected = sum(slopes[:, k, None, None] * lrp(model, images(), k) for k in range(4))
         torch.testing.assert_close(lrp(model, images(), target), expected, rtol=1e-4, atol=1e-6)
 
     @target_and_score
-    @pytest.mark.parametrize("explainer", EVERY[:5], ids=str)
+    @pytest.mark.parametrize("explainer", [*EVERY[:5], *CAMS[:3], *BY_RELEVANCE[1:]], ids=str)
     def test_parameter_gradients_are_finite_differences(self, explainer, target, score):
         model, x = network(dtype=torch.float64), images(3, torch.float64)
         assert_gradient_is_finite_difference(explainer, model, x, target)

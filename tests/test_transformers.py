@@ -28,7 +28,17 @@ from transformers import (
     ViTModel,
 )
 
-from trompe import GradCAM, Location, Recording, Shapes, SimpleGrad, TrompeError, fool, load_model
+from trompe import (
+    LRP,
+    GradCAM,
+    Location,
+    Recording,
+    Shapes,
+    SimpleGrad,
+    TrompeError,
+    fool,
+    load_model,
+)
 from trompe.explainers.targets import Difference
 from trompe.models.call import class_count, logits_of
 
@@ -94,8 +104,7 @@ def test_a_saved_model_is_loaded_and_explained(family, saved):
     assert preprocessing.classes == tuple(NAMES.values())
     assert (preprocessing.resize, preprocessing.crop) == (32, 32)
     assert class_count(model, x[0]) == 8
-    layer = "swin.layernorm" if family == "swin" else None
-    for explainer in (SimpleGrad(), GradCAM(layer)):
+    for explainer in (SimpleGrad(), GradCAM(), LRP(layer=None)):
         for target in (2, Difference(3, 1)):
             maps = explainer(model, x, target)
             assert maps.isfinite().all()
