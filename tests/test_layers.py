@@ -15,6 +15,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torchvision.models import VisionTransformer
 from torchvision.models.swin_transformer import SwinTransformer
 
+from trompe import GradCAM
 from trompe.errors import TrompeError
 from trompe.models import evaluation_mode, find_heads, find_layer, get_layer, load_model
 
@@ -396,3 +397,22 @@ def test_an_unknown_layer_is_named_with_close_ones(name: str, close: str) -> Non
         get_layer(model, name)
     assert repr(name) in str(raised.value)
     assert close in str(raised.value)
+
+
+def test_of_a_module_that_runs_several_times_it_is_one_call():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+            self.act, self.fc = nn.SiLU(), nn.Linear(4, 5)
+
+        def forward(self, x):
+            x = self.act(self.second(self.act(self.first(x))))
+            return self.fc(self.act(x.mean((2, 3))))
+
+    model, image = Shared().eval(), torch.randn(1, 3, 8, 8)
+    assert find_layer(model, image) == "act#2"
+    maps = GradCAM()(model, image, 1)
+    expected = GradCAM(layer="act#2")(model, image, 1)
+    assert torch.equal(maps, expected)
+    assert maps.shape == (1, 4, 4)

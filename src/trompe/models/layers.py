@@ -74,6 +74,11 @@ class _Trace:
         with torch.enable_grad():
             return leaf.clone()
 
+    def name(self, output: _Output) -> str:
+        """The module that returned it, with the number of the call if it ran several times."""
+        calls = [id(other) for other in self.outputs if other.name == output.name]
+        return output.name if len(calls) == 1 else f"{output.name}#{calls.index(id(output)) + 1}"
+
     def behind_logits(self) -> list[_Output]:
         """The outputs that the logits depend on."""
         if not self.has_graph:
@@ -107,7 +112,8 @@ def find_layer(model: nn.Module, image: Tensor) -> str:
     modules that return the very same tensor, the outermost is taken. Where a network goes on with
     tokens to the end, as a vision transformer, it is the normalisation before its last attention:
     after that, only the class token still reaches the logits. Without attention, as in an
-    MLP-Mixer, it is the last layer that returns tokens of a grid. The model is left as it was.
+    MLP-Mixer, it is the last layer that returns tokens of a grid. Of a module that runs several
+    times it is one call, as in ``act#2``. The model is left as it was.
 
     Parameters
     ----------
@@ -132,7 +138,7 @@ def find_layer(model: nn.Module, image: Tensor) -> str:
                     pooled.add(output.key)
             elif _is_map(output, image):
                 if output.key not in pooled:
-                    found = output.name
+                    found = trace.name(output)
             elif _is_tokens(output.tensor) and any(output.module.children()):
                 found = None
         found = found or _last_tokens(trace, outputs, image)
@@ -288,8 +294,8 @@ def _last_tokens(trace: _Trace, outputs: list[_Output], image: Tensor) -> str | 
         for taken in (tensor for tensors in reversed(given) for tensor in reversed(tensors)):
             for output in grids:
                 if output.tensor is taken or output.tensor is taken._base:
-                    return output.name
-    return next((o.name for o in grids if not _is_left_out(o.module)), None)
+                    return trace.name(output)
+    return next((trace.name(o) for o in grids if not _is_left_out(o.module)), None)
 
 
 def _is_left_out(module: nn.Module) -> bool:
