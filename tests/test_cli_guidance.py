@@ -20,6 +20,7 @@ from trompe.explainers.targets import TARGETS
 from trompe.models import load_model
 from trompe.objectives import OBJECTIVES
 from trompe.tuning.job import FoolJob
+from trompe.tuning.pilot import Found
 
 FOOL = ("fool", "--model", "embedded", "--data", "shapes", "--limit", 8, "--steps", 1)
 SETTINGS = {"weight", "lr", "steps", "max_accuracy_drop"}
@@ -47,7 +48,8 @@ class TestList:
 
     def test_options_are_those_that_work(self, trompe):
         out = trompe("list", "explainers", "lrp")[1]
-        options = re.search(r"layer=.*", out)[0].strip().replace(" ", "")
+        shown = re.search(r"layer=.*", out)[0].strip().replace(" ", "")
+        options = ",".join(option for option in shown.split(",") if "=" in option)
         assert parse_explainer(f"lrp:{options}") == parse_explainer("lrp")
 
     def test_what_must_be_given(self, trompe):
@@ -144,7 +146,9 @@ class TestWhatToTypeNext:
         assert len(out.splitlines()) <= 30, "one screen"
         assert "Report: runs/first/report.html" in out
         stronger, evaluate, again, own = next_commands(out)
-        assert (parsed(stronger)["weight"], parsed(stronger)["lr"]) == ([3.0], 3e-5)
+        (found,) = Found.load(Path("runs/first")).weight
+        assert parsed(stronger)["weight"] == pytest.approx([3 * found], rel=0.05)
+        assert "lr" not in parsed(stronger)
         assert evaluate[0] == "evaluate"
         assert own[:2] == ["train", "--model"]
         assert again[0] == "fool"
@@ -198,16 +202,33 @@ class TestWhatToTypeNext:
         given = parsed(shlex.split(next(iter(steps.values())))[1:])
         assert {k: given[k] for k in given.keys() & SETTINGS} == changed
 
+    @pytest.mark.parametrize(
+        ("top1", "fooled", "changed"),
+        [
+            ((900, 850), 980, {"max_accuracy_drop": 1.0}),
+            ((900, 895), 5, {"weight": [12.0]}),
+            ((900, 895), 980, {}),
+        ],
+    )
+    def test_advice_where_settings_were_found(self, tmp_path, top1, fooled, changed):
+        (tmp_path / "run").mkdir()
+        found = Found(1e-3, ("location",), (4.0,), 100, 0.5, 0.0, 3.0, 200, "it did")
+        found.save(tmp_path / "run")
+        given = {"lr": None, "weight": None, "steps": None}
+        steps = self.advice(tmp_path, top1, fooled, 1000, None, **given)
+        advised = parsed(shlex.split(next(iter(steps.values())))[1:])
+        assert {k: advised[k] for k in advised.keys() & SETTINGS} == changed
+
     def test_a_loss_within_the_interval_is_none(self, tmp_path):
         given = self.advice(tmp_path, (19, 17), 20, 20, None)
         assert not any("accuracy" in why for why in given)
 
     @staticmethod
-    def advice(tmp_path, top1, fooled, images, budget):
+    def advice(tmp_path, top1, fooled, images, budget, **given):
         """What is advised after a run with so many images right before and after, and fooled."""
         config = FoolJob(
-            **{"model": "embedded", "data": "shapes", "eval_data": "shapes", "steps": 100},
-            **{"lr": 1e-3, "weight": [6.0], "max_accuracy_drop": budget},
+            **{"model": "embedded", "data": "shapes", "eval_data": "shapes"},
+            **{"lr": 1e-3, "weight": [6.0], "steps": 100, "max_accuracy_drop": budget, **given},
         )
         models = ["original", "manipulated", "control"][: len(top1)]
         predictions = pd.DataFrame({"label": [0] * images})
@@ -254,7 +275,7 @@ class TestWhatToTypeNext:
         )
         assert code == 0, err
         fool, explain = next_commands(out)
-        assert parsed(fool)["lr"] == 1e-4
+        assert not parsed(fool).keys() & {"lr", "steps", "weight"}, "they are found"
         assert parsed(explain)["images"] == [photos]
         weights = str(tmp_path / "base" / "weights.safetensors")
         assert parsed(fool)["weights"] == parsed(explain)["weights"] == weights

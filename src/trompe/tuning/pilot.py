@@ -26,12 +26,12 @@ from trompe.tuning.loop import Batches
 from trompe.tuning.loss import DIVERGENCE, SUCCESS, StepLoss
 from trompe.tuning.term import Term
 
-SHARE = 0.15  # of a layer's output that a step may move, were all its weights to move together
-TRUSTED = 0.3  # divergence of the predictions, in nats, from which on the rate is lowered
+SHARE = 0.3  # of a layer's output that a step may move, were all its weights to move together
+TRUSTED = 0.25  # divergence of the predictions, in nats, from which on the rate is lowered
 LOWERED = 0.97  # by a step
 WARM_UP = 20  # steps
 AVERAGED = 0.97  # share of the averaged weights that a step leaves
-TAKEN = 0.8  # share of the images of a step, averaged, that are fooled when the rate begins to fall
+TAKEN = 0.9  # share of the images of a step, averaged, that are fooled when the rate begins to fall
 RECENT = 0.9  # share of that average that a step leaves
 SLOW = 150  # steps in which a lie that does not take must gain
 GAIN = 0.05  # so much, or its weight is doubled
