@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from trompe.explainers.attention.flow import AttentionFlow
@@ -29,11 +27,11 @@ class AttentionRelevance(AttentionFlow):
     label: ClassVar[str] = "Attention relevance"
     need: ClassVar[Attention] = Attention(gradient=True)
 
-    def flow(self, layers: Sequence[Layer]) -> Tensor:
-        """Add what each layer brings."""
-        probabilities = layers[0].probabilities
-        relevance = torch.eye(probabilities.shape[-1]).to(probabilities)
-        for probabilities, gradient in layers:
-            assert gradient is not None
-            relevance = relevance + (probabilities * gradient).relu().mean(1) @ relevance
-        return relevance
+    def shares(self, layer: Layer) -> Tensor:
+        """The mean over heads of what speaks for the score."""
+        assert layer.gradient is not None
+        return (layer.probabilities * layer.gradient).relu().mean(1)
+
+    def step(self, flow: Tensor, shares: Tensor) -> Tensor:
+        """Add what the layer brings."""
+        return flow + shares @ flow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,11 +27,10 @@ class Rollout(AttentionFlow):
     name: ClassVar[str] = "rollout"
     label: ClassVar[str] = "Rollout"
 
-    def flow(self, layers: Sequence[Layer]) -> Tensor:
-        """The product of the layers."""
-        first, *others = [layer.probabilities.mean(1) for layer in layers]
-        identity = torch.eye(first.shape[-1]).to(first)
-        product = (first + identity) / 2
-        for attention in others:
-            product = (attention + identity) / 2 @ product
-        return product
+    def shares(self, layer: Layer) -> Tensor:
+        """The mean over heads."""
+        return layer.probabilities.mean(1)
+
+    def step(self, flow: Tensor, shares: Tensor) -> Tensor:
+        """Half of what was attended to, half of the token itself."""
+        return (shares + torch.eye(shares.shape[-1]).to(shares)) / 2 @ flow
