@@ -13,9 +13,10 @@ from trompe.explainers.attention.need import Attention, Layer
 
 @dataclass(frozen=True)
 class AttentionRelevance(AttentionFlow):
-    """R ← R + Ā R from R = I, with Ā the mean over heads of relu(∂y_c/∂A ⊙ A) of each layer.
+    """R ← R + Ā R from R = I, with Ā the mean over heads of relu(∂y_c/∂A ⊙ A) of each layer
+    (Chefer et al. 2021).
 
-    Chefer, Gur and Wolf, ICCV 2021, equations 5 and 6.
+    Their equations 5 and 6, of "Generic Attention-model Explainability".
 
     Parameters
     ----------

@@ -14,9 +14,10 @@ from trompe.explainers.attention.need import Layer
 
 @dataclass(frozen=True)
 class Rollout(AttentionFlow):
-    """Ã_L ··· Ã_1 with Ã = (A + I) / 2, A a layer's attention, the mean of its heads.
+    """Ã_L ··· Ã_1, with Ã = (A + I) / 2 for the mean attention A of a layer's heads (Abnar and
+    Zuidema 2020).
 
-    Abnar and Zuidema 2020; half is the residual connection. It is the same for all classes.
+    Half is the residual connection. It is the same for all classes.
 
     Parameters
     ----------
