@@ -20,7 +20,25 @@ from trompe.explainers.targets import Difference
 CLASSES = torch.tensor([1, 4])
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2}
 AVERAGED = {"class_token": False, "global_pool": "avg"}
+
+
+class Pooled(nn.Module):
+    """A vision transformer that ends with a query of its own to all tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = timm.models.VisionTransformer(num_classes=5, **SIZES)
+        self.query = nn.Parameter(torch.zeros(1, 1, 8))
+        self.pool = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.body.forward_features(x)
+        pooled, _ = self.pool(self.query.expand(len(x), -1, -1), x, x, need_weights=False)
+        return self.body.head(pooled[:, 0])
+
+
 NETWORKS = {
+    "pooled by a query": Pooled,
     "torchvision": lambda: VisionTransformer(32, 8, 2, 2, 8, 16, num_classes=5),
     "class token": lambda: timm.models.VisionTransformer(num_classes=5, **SIZES),
     "registers": lambda: timm.models.VisionTransformer(num_classes=5, reg_tokens=4, **SIZES),
@@ -33,6 +51,7 @@ NETWORKS = {
     "rotary": lambda: timm.models.Eva(num_classes=5, use_rot_pos_emb=True, **SIZES),
 }
 READ = {  # rows of the tokens that the classifier reads, and how many come before the patches
+    "pooled by a query": (slice(0, 1), 1),
     "torchvision": (slice(0, 1), 1),
     "class token": (slice(0, 1), 1),
     "registers": (slice(0, 1), 5),
@@ -57,10 +76,11 @@ def network(name, dtype=torch.float64):
 def by_hand(attention, kept):
     """Multi-head attention of torchvision's block, written out."""
 
-    def forward(x, *_, **__):
+    def forward(*tokens, **_):
+        weights, biases = (p.chunk(3) for p in (attention.in_proj_weight, attention.in_proj_bias))
         query, key, value = (
-            part.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
-            for part in F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, 2)
+            F.linear(*given).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+            for given in zip(tokens, weights, biases, strict=True)
         )
         probabilities = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
         probabilities.retain_grad()
@@ -95,6 +115,9 @@ def slow_flow(kind, layers, n):
     count = layers[0][0].shape[-1]
     flow = torch.eye(count, dtype=torch.float64)
     for probabilities, gradient in layers:
+        if probabilities.shape[2] == 1:  # the query
+            parts = probabilities[n] if kind is Rollout else (gradient * probabilities)[n].relu()
+            return parts.mean(0) @ flow
         heads = range(probabilities.shape[1])
         if kind is Rollout:
             mean = sum(probabilities[n, h] for h in heads) / len(heads)
@@ -110,7 +133,7 @@ def slow_flow(kind, layers, n):
 def test_values_are_those_of_the_slow_definition(name, kind):
     model, x = network(name), images(2, dtype=torch.float64)
     layers = slow_layers(model, x)
-    assert len(layers) == 2
+    assert len(layers) == (3 if name == "pooled by a query" else 2)
     rows, before = READ[name]
     slow = torch.stack(
         [slow_flow(kind, layers, n)[rows, before:].mean(0).view(4, 4) for n in range(2)]
@@ -243,6 +266,10 @@ def test_networks_without_global_attention_are_refused_after_one_image(kind, bui
 
 
 @BOTH
-def test_a_layer_is_refused(kind):
+def test_what_can_not_be_followed_or_read_is_refused(kind):
     with pytest.raises(TrompeError, match="takes no layer"):
         kind(layer="blocks.1")
+    with pytest.raises(TrompeError, match="at least 0, not -1"):
+        kind(tokens=-1)
+    with pytest.raises(TrompeError, match="2 tokens, but only 1 come before"):
+        kind(tokens=2)(network("class token", torch.float32), images(2), CLASSES)

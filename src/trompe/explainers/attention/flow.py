@@ -30,12 +30,13 @@ class AttentionFlow(Explainer):
         ``"input"``: all layers are followed, down to the image's patches.
     tokens
         How many class tokens the classifier reads, the first ones (2 of a distilled DeiT); 0 if it
-        reads the patches, as their mean does. Several count as their mean. None to find it.
+        reads the patches, as their mean does. Several count as their mean. None to find it. Of a
+        network that ends with one query to all tokens, that is what reads.
 
     Raises
     ------
     TrompeError
-        If a layer is named.
+        If a layer is named, or ``tokens`` is below 0.
     """
 
     layer: str | nn.Module | None = INPUT
@@ -48,6 +49,8 @@ class AttentionFlow(Explainer):
                 f"{self.name} follows attention through all layers to the image and takes no "
                 "layer; leave it out."
             )
+        if self.tokens is not None and self.tokens < 0:
+            raise TrompeError(f"{self.name} reads tokens of at least 0, not {self.tokens}.")
 
     @property
     def needs(self) -> tuple[Attention]:  # type: ignore[override]
@@ -67,22 +70,41 @@ class AttentionFlow(Explainer):
         model, watch = unwrapped(model), Watch(graph=True)
         with evaluation_mode(model):
             output = run(model, image, {}, None, watch)
-        grid = self._grid(model, image, watch.layers)
-        return replace(self, tokens=_tokens_read(output, watch.layers[-1].output, grid))
+        grid, last = self._grid(model, image, watch.layers), watch.layers[-1]
+        tokens = 0 if _is_query(last) else _tokens_read(output, last.output, grid)
+        return replace(self, tokens=tokens)
 
     def attribute(self, site: Site, explained: Explained) -> Tensor:
         """Follow all layers, and read the rows of the tokens that are read."""
         layers = explained.of(self.need, site)
         recorded = explained.recorded
         grid = self._grid(recorded.model, recorded.images, layers)
-        assert grid.tokens is not None
-        flow = self.flow(layers)
-        rows = flow[:, : self.tokens] if self.tokens else flow[:, grid.tokens[0] :]
-        return grid(rows.mean(1)[..., None])[:, 0]
+        shares = [self.shares(layer) for layer in layers]
+        query = shares.pop() if _is_query(layers[-1]) else None
+        flow = torch.eye(shares[0].shape[-1]).to(shares[0])
+        for share in shares:
+            flow = self.step(flow, share)
+        return grid(self._rows(flow, query, grid).mean(1)[..., None])[:, 0]
 
     @abstractmethod
-    def flow(self, layers: Sequence[Layer]) -> Tensor:
-        """How much each token has of each token at the beginning ``[N, T, T]``."""
+    def shares(self, layer: Layer) -> Tensor:
+        """How much of each token each takes in a layer ``[N, T, T]``."""
+
+    @abstractmethod
+    def step(self, flow: Tensor, shares: Tensor) -> Tensor:
+        """How much each token has of each patch after a layer, from that before it."""
+
+    def _rows(self, flow: Tensor, query: Tensor | None, grid: Grid) -> Tensor:
+        assert grid.tokens is not None
+        before, *_ = grid.tokens
+        if query is not None:
+            return query @ flow
+        if self.tokens and self.tokens > before:
+            raise TrompeError(
+                f"{self.name} is to read {self.tokens} tokens, but only {before} come before those "
+                "of the image's patches."
+            )
+        return flow[:, : self.tokens] if self.tokens else flow[:, before:]
 
     def _grid(self, model: nn.Module, images: Tensor, layers: Sequence[Layer | Attended]) -> Grid:
         name = type(model).__name__
@@ -94,7 +116,7 @@ class AttentionFlow(Explainer):
         count = layers[-1].probabilities.shape[-1]
         grid = grid_of_tokens(count, images.shape)
         wanted = (len(images), count, count)
-        for layer in layers:
+        for layer in layers[:-1] if _is_query(layers[-1]) and len(layers) > 1 else layers:
             shape = tuple(layer.probabilities.shape)
             if grid is None or (shape[0], *shape[2:]) != wanted or len(shape) != 4:
                 raise TrompeError(
@@ -105,6 +127,11 @@ class AttentionFlow(Explainer):
                 )
         assert grid is not None
         return grid
+
+
+def _is_query(layer: Layer | Attended) -> bool:
+    """Whether one query attends to all tokens."""
+    return layer.probabilities.shape[-2] == 1
 
 
 def _tokens_read(output: Tensor, attended: Tensor, grid: Grid) -> int:

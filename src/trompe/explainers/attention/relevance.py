@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from trompe.explainers.attention.flow import AttentionFlow
@@ -15,9 +13,10 @@ from trompe.explainers.attention.need import Attention, Layer
 
 @dataclass(frozen=True)
 class AttentionRelevance(AttentionFlow):
-    """R ← R + Ā R from R = I, with Ā the mean over heads of relu(∂y_c/∂A ⊙ A) of each layer.
+    """R ← R + Ā R from R = I, with Ā the mean over heads of relu(∂y_c/∂A ⊙ A) of each layer
+    (Chefer et al. 2021).
 
-    Chefer, Gur and Wolf, ICCV 2021, equations 5 and 6.
+    Their equations 5 and 6, of "Generic Attention-model Explainability".
 
     Parameters
     ----------
@@ -29,11 +28,11 @@ class AttentionRelevance(AttentionFlow):
     label: ClassVar[str] = "Attention relevance"
     need: ClassVar[Attention] = Attention(gradient=True)
 
-    def flow(self, layers: Sequence[Layer]) -> Tensor:
-        """Add what each layer brings."""
-        probabilities = layers[0].probabilities
-        relevance = torch.eye(probabilities.shape[-1]).to(probabilities)
-        for probabilities, gradient in layers:
-            assert gradient is not None
-            relevance = relevance + (probabilities * gradient).relu().mean(1) @ relevance
-        return relevance
+    def shares(self, layer: Layer) -> Tensor:
+        """The mean over heads of what speaks for the score."""
+        assert layer.gradient is not None
+        return (layer.probabilities * layer.gradient).relu().mean(1)
+
+    def step(self, flow: Tensor, shares: Tensor) -> Tensor:
+        """Add what the layer brings."""
+        return flow + shares @ flow

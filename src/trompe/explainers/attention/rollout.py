@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,9 +14,10 @@ from trompe.explainers.attention.need import Layer
 
 @dataclass(frozen=True)
 class Rollout(AttentionFlow):
-    """Ã_L ··· Ã_1 with Ã = (A + I) / 2, A a layer's attention, the mean of its heads.
+    """Ã_L ··· Ã_1, with Ã = (A + I) / 2 for the mean attention A of a layer's heads (Abnar and
+    Zuidema 2020).
 
-    Abnar and Zuidema 2020; half is the residual connection. It is the same for all classes.
+    Half is the residual connection. It is the same for all classes.
 
     Parameters
     ----------
@@ -28,11 +28,10 @@ class Rollout(AttentionFlow):
     name: ClassVar[str] = "rollout"
     label: ClassVar[str] = "Rollout"
 
-    def flow(self, layers: Sequence[Layer]) -> Tensor:
-        """The product of the layers."""
-        first, *others = [layer.probabilities.mean(1) for layer in layers]
-        identity = torch.eye(first.shape[-1]).to(first)
-        product = (first + identity) / 2
-        for attention in others:
-            product = (attention + identity) / 2 @ product
-        return product
+    def shares(self, layer: Layer) -> Tensor:
+        """The mean over heads."""
+        return layer.probabilities.mean(1)
+
+    def step(self, flow: Tensor, shares: Tensor) -> Tensor:
+        """Half of what was attended to, half of the token itself."""
+        return (shares + torch.eye(shares.shape[-1]).to(shares)) / 2 @ flow

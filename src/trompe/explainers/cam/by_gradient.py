@@ -13,10 +13,11 @@ from trompe.explainers.cam.grad_cam import GradientCAM
 
 @dataclass(frozen=True)
 class GradCAMPlusPlus(GradientCAM):
-    """Σ_k w_k A^k, with w_k = Σ_ij relu(g) g² / (2 g² + g³ Σ_ij A^k + 1e-6) and g = ∂y_c/∂A^k.
+    """Σ_k w_k A^k, with w_k = Σ_ij relu(g) g² / (2 g² + g³ Σ_ij A^k + 1e-6) and g = ∂y_c/∂A^k
+    (Chattopadhay et al. 2018).
 
-    Chattopadhay et al. 2018, equations 7 and 19, without the factor exp(y_c) of the whole map; the
-    1e-6 is pytorch-grad-cam's.
+    Their equations 7 and 19, without the factor exp(y_c) of the whole map; the 1e-6 is
+    pytorch-grad-cam's.
 
     Parameters
     ----------
