@@ -74,6 +74,7 @@ def _names() -> Iterator[str]:
     for kind, title in (
         ("explainers", "Explainers"),
         ("objectives", "Objectives"),
+        ("targets", "Targets"),
         ("composites", "LRP composites"),
     ):
         yield f"## {title}\n\n| name | | options |\n| --- | --- | --- |"

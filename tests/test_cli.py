@@ -100,6 +100,15 @@ class TestFool:
         assert ours["top1"].tolist() == theirs["top1"].tolist()[:2]
         assert (tmp_path / "evaluation" / "report.html").exists()
 
+        code, printed, err = trompe(
+            *("evaluate", *MODEL, "--manipulated", out, "--data", photos, "--device", "cpu"),
+            *("--explainer", "grad-cam", "--target", "difference:of=1,against=0"),
+            *("--out", tmp_path / "target"),
+        )
+        assert code == 0, err
+        assert "location, difference:of=1,against=0" in printed
+        assert "difference:of=1,against=0" in (tmp_path / "target" / "report.html").read_text()
+
     def test_every_setting_arrives(self, trompe, photos, tmp_path):
         given = {
             **{"model": "embedded", "data": str(photos), "eval_data": str(photos), "limit": 24},

@@ -16,6 +16,7 @@ from trompe.evaluation import schema
 from trompe.evaluation.summary import accuracies, rates
 from trompe.explainers import EXPLAINERS, parse_explainer
 from trompe.explainers.relevance import COMPOSITES
+from trompe.explainers.targets import TARGETS
 from trompe.models import load_model
 from trompe.objectives import OBJECTIVES
 from trompe.tuning.job import FoolJob
@@ -33,6 +34,7 @@ class TestList:
         [
             ("explainers", [*EXPLAINERS]),
             ("objectives", [*OBJECTIVES]),
+            ("targets", [*TARGETS]),
             ("composites", [*COMPOSITES]),
             ("models", ["embedded", "embedded-vgg", "resnet50", "vgg19", "densenet121"]),
         ],

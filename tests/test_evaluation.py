@@ -29,6 +29,8 @@ from trompe import (
 from trompe.cli.tables import show_evaluation
 from trompe.evaluation import schema
 from trompe.evaluation.judges import JUDGES, default_judges
+from trompe.explainers.targets import Label
+from trompe.explainers.targets import read as read_target
 from trompe.report import write_report
 
 
@@ -62,6 +64,29 @@ def compared(manipulated, data=None, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return evaluate(make(), manipulated, data or Noise(), **options)
+
+
+class TestTarget:
+    @pytest.mark.parametrize(
+        "target", [1, "predicted", "difference:of=2,against=0", lambda output: output[:, 1] ** 2]
+    )
+    def test_is_explained_instead_of_the_label(self, target):
+        data, model, explainer = Noise(6), make(1), GradCAM(layer="3")
+        found = compared(model, data, target=target)
+        heatmaps = explainer.heatmap(explainer(model, data.images, target))
+        (losses,) = Location().test_loss((heatmaps.detach(),))
+        assert found.maps["test_loss"].tolist() == pytest.approx(losses.tolist(), abs=1e-5)
+        (name,) = found.explanations["target"].unique()
+        assert name == str(read_target(target))
+        assert {key[1] for key in found.gallery.heatmaps} == {name}
+
+    def test_of_an_objective_with_classes_of_its_own_is_refused(self):
+        with pytest.raises(TrompeError, match="explains c1 and c2, not predicted; leave"):
+            compared(make(1), objective=Active(c1=0, c2=1), target="predicted")
+
+    def test_is_the_label_unless_given(self):
+        for target in ("label", Label()):
+            assert compared(make(1), target=target).maps.equals(compared(make(1)).maps)
 
 
 class TestBesideTheUntouchedModel:

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from trompe import GradCAM, load_model
+from trompe import LRP, GradCAM, load_model
 from trompe.explain import Photographs
+from trompe.explainers.targets import Difference
 from trompe.report import overlay
 
 EXPLAIN = ("explain", "--model", "embedded", "--device", "cpu", "--quiet")
@@ -58,6 +59,47 @@ def test_the_table_says_what_was_seen_and_where(trompe, photos, tmp_path):
     assert len(set(names)) == 3
     written = [tmp_path / "maps" / f"{name}.grad-cam.overlay.png" for name in names]
     assert all(path.is_file() for path in written)
+
+
+def test_any_target_is_explained(trompe, photos, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def margin(output):\n    return output[:, 0] - output.mean(1)\n"
+    )
+    model, preprocessing = load_model("embedded")
+    data = Photographs([photos], preprocessing)
+    images = torch.stack([data[i][0] for i in range(3)])
+    words = (*EXPLAIN, "--images", photos, "--explainer", "lrp", "--explainer", "grad-cam")
+    for number, (text, target, shown) in enumerate(
+        [
+            ("2", 2, 2),
+            ("difference:of=3,against=1", Difference(3, 1), "difference:of=3,against=1"),
+            (f"{tmp_path / 'mine.py'}:margin", lambda y: y[:, 0] - y.mean(1), "margin"),
+        ]
+    ):
+        out = tmp_path / str(number)
+        code, _, err = trompe(*words, "--target", text, "--check", "--out", out)
+        assert code == 0, err
+        assert pd.read_csv(out / "images.csv")["explained"].tolist() == [shown] * 6
+        with safe_open(out / "maps.safetensors", "pt") as file:
+            assert ("classes" in file.keys()) == (text == "2")  # noqa: SIM118 (no mapping)
+            for explainer in (LRP(), GradCAM()):
+                maps = explainer(model, images, target).detach()
+                torch.testing.assert_close(
+                    file.get_tensor(explainer.name), maps, rtol=1e-4, atol=1e-5
+                )
+        code, _, err = trompe(*words, "--target", "predicted", "--out", out)
+        assert code == 2
+        assert "choose another directory" in err
+    for wrong, said in (
+        (("--target", "cat"), "There is no target 'cat'"),
+        (("--target", "8"), "Class 8 is out of range"),
+        (("--target", "label"), "give a class, predicted or"),
+        (("--target", "2", "--classes", "3"), "both say what is explained"),
+        (("--target", f"{tmp_path / 'mine.py'}:gap"), "names no class or function"),
+    ):
+        code, _, err = trompe(*words, *wrong, "--out", tmp_path / "wrong")
+        assert code == 2
+        assert said in err
 
 
 def test_overlays_have_the_size_of_the_photograph(trompe, photos, tmp_path):

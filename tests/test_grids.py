@@ -67,6 +67,7 @@ def test_a_cube_is_read_by_what_computed_it(module, is_last):
         (64, SQUARE, 0, (8, 8)),
         (66, SQUARE, 2, (8, 8)),
         (69, SQUARE, 5, (8, 8)),
+        (68, SQUARE, 4, (8, 8)),
         (25, WIDE, 1, (4, 6)),
         (24, WIDE, 0, (4, 6)),
     ],
@@ -79,6 +80,37 @@ def test_tokens_after_class_and_register_tokens(count, images, before, sides):
     assert torch.equal(found[0, 3].flatten(), torch.arange(count - before))
 
 
-@pytest.mark.parametrize("shape", [(2, 64), (2, 7, 5), (2, 1, 5), (2, 2, 5), (8, 8, 8, 5), (0,)])
+@pytest.mark.parametrize(
+    ("shape", "layout", "dims"),
+    [
+        ((2, 8, 8, 8), "last", (1, 2)),
+        ((2, 8, 8, 8), "first", (2, 3)),
+        ((2, 7, 3, 8), "last", (1, 2)),
+        ((2, 67, 5), "3", (8, 8)),
+        ((2, 65, 5), "1", (8, 8)),
+        ((2, 65, 5), "2", None),
+        ((2, 65, 5), "last", None),
+        ((2, 8, 8, 8), "1", None),
+    ],
+    ids=str,
+)
+def test_a_layout_that_is_given(shape, layout, dims):
+    tensor = torch.randn(shape)
+    grid = grid_of(tensor, SQUARE, nn.Conv2d(8, 8, 3), layout)
+    if dims is None:
+        assert grid is None
+    elif layout.isdigit():
+        expected = tensor[:, int(layout) :].mT.unflatten(2, dims)
+        assert torch.equal(grid(tensor), expected)
+    else:
+        assert grid(tensor).shape[2:] == tuple(shape[d] for d in dims)
+
+
+WINDOWS = [(2, 16, 4, 5), (32, 4, 5), (32, 2, 2, 5)]  # 16 of 2 by 2 tokens, of each image or all
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 64), (2, 7, 5), (2, 1, 5), (2, 2, 5), (8, 8, 8, 5), (0,), *WINDOWS]
+)
 def test_what_does_not_lie_over_the_images(shape):
     assert grid_of(torch.zeros(shape), SQUARE) is None

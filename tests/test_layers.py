@@ -15,6 +15,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torchvision.models import VisionTransformer
 from torchvision.models.swin_transformer import SwinTransformer
 
+from trompe import GradCAM
 from trompe.errors import TrompeError
 from trompe.models import evaluation_mode, find_heads, find_layer, get_layer, load_model
 
@@ -185,6 +186,8 @@ def test_the_root_is_never_the_layer() -> None:
 
 
 SIZES = {"patch_size": 8, "num_heads": 2}
+AVERAGED = SIZES | {"global_pool": "avg"}
+MAP_POOLED = SIZES | {"global_pool": "map", "class_token": False}
 
 
 @pytest.mark.parametrize(
@@ -210,6 +213,23 @@ SIZES = {"patch_size": 8, "num_heads": 2}
             "norm",
         ),
         (SwinTransformer([4, 4], 8, [1, 1], [1, 2], [2, 2]), "permute"),
+        (
+            timm.models.VisionTransformer(
+                32, embed_dim=16, depth=2, reg_tokens=4, class_token=False, **AVERAGED
+            ),
+            "blocks.1.norm1",
+        ),
+        (timm.models.VisionTransformer(32, embed_dim=16, depth=2, **MAP_POOLED), "norm"),
+        (
+            timm.models.ConVit(32, embed_dim=16, depth=2, local_up_to_layer=1, **SIZES),
+            "blocks.1.norm1",
+        ),
+        (
+            timm.models.Cait(32, embed_dim=16, depth=1, depth_token_only=2, **SIZES),
+            "blocks_token_only.1.norm1",
+        ),
+        (timm.models.Xcit(32, embed_dim=16, depth=1, **SIZES), "cls_attn_blocks.1.norm1"),
+        (timm.models.MlpMixer(img_size=32, patch_size=8, embed_dim=16, num_blocks=2), "norm"),
     ],
 )
 def test_the_layer_of_a_transformer_is_the_last_whose_positions_reach_the_logits(
@@ -377,3 +397,22 @@ def test_an_unknown_layer_is_named_with_close_ones(name: str, close: str) -> Non
         get_layer(model, name)
     assert repr(name) in str(raised.value)
     assert close in str(raised.value)
+
+
+def test_of_a_module_that_runs_several_times_it_is_one_call():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+            self.act, self.fc = nn.SiLU(), nn.Linear(4, 5)
+
+        def forward(self, x):
+            x = self.act(self.second(self.act(self.first(x))))
+            return self.fc(self.act(x.mean((2, 3))))
+
+    model, image = Shared().eval(), torch.randn(1, 3, 8, 8)
+    assert find_layer(model, image) == "act#2"
+    maps = GradCAM()(model, image, 1)
+    expected = GradCAM(layer="act#2")(model, image, 1)
+    assert torch.equal(maps, expected)
+    assert maps.shape == (1, 4, 4)

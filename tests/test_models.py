@@ -343,6 +343,7 @@ PACKAGED = {
     "embedded-vgg": "features.11:input",
     "embedded-resnet": "layer4.1:input",
     "embedded-densenet": "features.denseblock3.denselayer4:input",
+    "embedded-vit": "encoder.layers.encoder_layer_3.ln_1",
 }
 
 

@@ -117,3 +117,21 @@ class TestCompiled:
         second.__exit__(None, None, None)
         model(torch.ones(1, 2))
         assert compiled
+
+
+def test_what_pytorch_writes_in_python_is_seen_as_what_it_calls():
+    """Every function of torch.nn.functional that asks has_torch_function first, by its code."""
+    x = torch.randn(2, 3, 4)
+    weights = torch.randn(12, 4), torch.randn(12), torch.randn(4, 4), torch.randn(4)
+    projections = (*weights[:2], None, None, False, 0.0, *weights[2:])
+    given = (x, x, x, 4, 2, *projections)
+    written = torch_compat.written_in_python(F.multi_head_attention_forward)
+    with Seen() as plain:
+        expected, _ = F.multi_head_attention_forward(*given, need_weights=False)
+    with Seen() as inside:
+        found, _ = written(*given, need_weights=False)
+    assert torch.equal(found, expected)
+    assert plain.names == ["multi_head_attention_forward"]
+    assert "scaled_dot_product_attention" in inside.names
+    assert torch_compat.written_in_python(torch.relu) is None
+    assert torch_compat.written_in_python(F.scaled_dot_product_attention) is None

@@ -12,6 +12,7 @@ from torchvision import models
 
 from trompe.explainers import EXPLAINERS
 from trompe.explainers.relevance import COMPOSITES, Choice
+from trompe.explainers.targets import TARGETS
 from trompe.models.embedded import EMBEDDED
 from trompe.objectives import OBJECTIVES
 
@@ -35,6 +36,11 @@ def explainers() -> Iterator[Entry]:
 def objectives() -> Iterator[Entry]:
     """Every objective that ``--objective`` takes."""
     return _described(OBJECTIVES)
+
+
+def targets() -> Iterator[Entry]:
+    """Every target that ``--target`` takes, besides the number of a class."""
+    return _described(TARGETS)
 
 
 def composites() -> Iterator[Entry]:
@@ -68,6 +74,7 @@ def timm_models(pattern: str) -> Iterator[Entry]:
 KINDS: dict[str, Callable[[], Iterator[Entry]]] = {
     "explainers": explainers,
     "objectives": objectives,
+    "targets": targets,
     "models": classifiers,
     "composites": composites,
 }

@@ -26,6 +26,8 @@ from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
 from trompe.explainers import LRP, Explainer, Recording
 from trompe.explainers.relevance import conservation
+from trompe.explainers.targets import Class, Explainable
+from trompe.explainers.targets import read as read_target
 from trompe.models import evaluation_mode
 from trompe.models.call import placed
 from trompe.report.colour import Floats, Pixels, colour_signed, overlay
@@ -83,7 +85,7 @@ def explain_files(
     explainers: Sequence[Explainer],
     out: Path,
     *,
-    classes: int | None = None,
+    classes: Explainable = None,
     batch_size: int = 16,
     quiet: bool = False,
 ) -> pd.DataFrame:
@@ -92,7 +94,7 @@ def explain_files(
     Parameters
     ----------
     classes
-        The class to explain, or None for the predicted one.
+        The class to explain, or None for the predicted one; or another target.
     out
         Gets ``NAME.EXPLAINER.png`` (raw map, signed colours), ``NAME.EXPLAINER.overlay.png``
         (heatmap over the photograph, at its size), ``maps.safetensors`` and ``images.csv``, the
@@ -103,13 +105,14 @@ def explain_files(
     -------
     DataFrame
         One row per image and explainer: ``path``, ``name``, ``explainer``, ``layer``, the
-        ``predicted`` class with its ``probability``, the ``explained`` class.
+        ``predicted`` class with its ``probability``, the ``explained`` class or target.
 
     Raises
     ------
     TrompeError
-        If a layer or class does not exist.
+        If a layer or class does not exist, or the target can't be computed.
     """
+    target = read_target(classes)
     resolved = [e.resolve(model, placed(data[0][0][None], model)) for e in explainers]
     raw: dict[str, list[Tensor]] = {}
     rows: list[dict[str, Any]] = []
@@ -117,8 +120,14 @@ def explain_files(
     with evaluation_mode(model), shown("explain", len(data), quiet=quiet) as report:
         for start, (images, _) in zip(range(0, len(data), batch_size), loader, strict=True):
             with Recording(model, resolved) as forward:
-                probabilities, predicted = forward(placed(images, model)).softmax(1).max(1)
-                maps = forward.maps(classes)
+                logits = forward(placed(images, model))
+                probabilities, predicted = logits.softmax(1).max(1)
+                maps = forward.maps(target)
+            explained = (
+                target.on(logits).chosen.tolist()
+                if isinstance(target, Class)
+                else [str(target)] * len(images)
+            )
             photographs = [np.asarray(data.picture(start + i)) for i in range(len(images))]
             for explainer, used, found in zip(explainers, resolved, maps, strict=True):
                 raw.setdefault(str(explainer), []).append(found.cpu())
@@ -137,7 +146,7 @@ def explain_files(
                             "layer": used.layer,
                             "predicted": int(predicted[i]),
                             "probability": float(probabilities[i]),
-                            "explained": int(predicted[i]) if classes is None else classes,
+                            "explained": explained[i],
                         }
                     )
             report(start + len(images), {})
@@ -145,7 +154,8 @@ def explain_files(
     first = table.drop_duplicates("name")
     with runs.replacing(out / MAPS) as new:
         tensors = {name: torch.cat(parts) for name, parts in raw.items()}
-        tensors["classes"] = torch.tensor(first["explained"].tolist())
+        if isinstance(target, Class):
+            tensors["classes"] = torch.tensor(first["explained"].tolist())
         save_file(tensors, new, {"files": json.dumps(first["name"].tolist())})
     with runs.replacing(out / TABLE) as new:
         table.to_csv(new, index=False)
@@ -157,7 +167,7 @@ def check_conservation(
     data: Photographs,
     explainers: Sequence[Explainer],
     *,
-    classes: int | None = None,
+    classes: Explainable = None,
     batch_size: int = 16,
 ) -> dict[str, pd.DataFrame]:
     """The table of `relevance.conservation` for each LRP explainer, on the first batch of images.

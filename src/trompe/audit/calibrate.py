@@ -62,7 +62,7 @@ def make(planned: Planned, root: Path) -> None:
     model = job.run(original, data).model
     with runs.replacing(weights.parent) as new:
         new.mkdir()
-        if isinstance(job, FoolJob) and any(job.weight) and judged_on is not None:
+        if isinstance(job, FoolJob) and job.weight != (0.0,) and judged_on is not None:
             rate = _success(original, model, judged_on, job)
             (new / "success.json").write_text(json.dumps(rate))
         save_weights(model, new / weights.name)

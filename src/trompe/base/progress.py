@@ -18,10 +18,13 @@ PLAIN_SECONDS = 10.0
 
 
 @contextmanager
-def shown(title: str, total: int, *, quiet: bool = False, start: int = 0) -> Iterator[Report]:
+def shown(
+    title: str, total: int | None, *, quiet: bool = False, start: int = 0
+) -> Iterator[Report]:
     """Show progress on standard error: a bar on a terminal, else a plain line now and then.
 
-    Yields a function to call with the number of finished steps and the figures to show.
+    Yields a function to call with the number of finished steps and the figures to show. ``total``
+    is None where nobody knows how many there will be.
     """
     if quiet or not processes.is_main():
         yield lambda done, figures: None
@@ -40,17 +43,20 @@ def shown(title: str, total: int, *, quiet: bool = False, start: int = 0) -> Ite
         yield _plain(title, total, start)
 
 
-def _plain(title: str, total: int, start: int) -> Report:
+def _plain(title: str, total: int | None, start: int) -> Report:
     begun = last = time.monotonic()
 
     def report(done: int, figures: Mapping[str, float]) -> None:
         nonlocal last
         now = time.monotonic()
-        if done < total and now - last < PLAIN_SECONDS:
+        if done != total and now - last < PLAIN_SECONDS:
             return
         last = now
-        left = (now - begun) / max(1, done - start) * (total - done)
-        print(f"{title}: {done}/{total}, {left:.0f} s left  {_text(figures)}", file=sys.stderr)
+        place = f"step {done}"
+        if total is not None:
+            left = (now - begun) / max(1, done - start) * (total - done)
+            place = f"{done}/{total}, {left:.0f} s left"
+        print(f"{title}: {place}  {_text(figures)}", file=sys.stderr)
 
     return report
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -42,6 +44,23 @@ def attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )[0]
     return result
+
+
+@cache
+def written_in_python(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """A function that torch function modes see as what it calls, if PyTorch writes it in Python."""
+    if not isinstance(function, FunctionType) or not function.__module__.startswith("torch."):
+        return None
+    code = function.__code__
+    checks = [name for name in code.co_names if name.startswith("has_torch_function")]
+    if not checks:
+        return None
+    names = function.__globals__ | dict.fromkeys(checks, lambda *_: False)
+    inside = FunctionType(
+        code, names, function.__name__, function.__defaults__, function.__closure__
+    )
+    inside.__kwdefaults__ = function.__kwdefaults__
+    return inside
 
 
 def has_no_derivative(node: Any) -> bool:

@@ -38,4 +38,7 @@ def list_(
         shown.add_row(f"[bold]{escape(name)}[/]", "\n".join(lines[: 2 if options else 1]))
     console.print(shown)
     if what == "models":
-        console.print("Further: timm:NAME (trompe list models 'timm:*'), and your own factory.")
+        console.print(
+            "Further: timm:NAME (trompe list models 'timm:*'), transformers:NAME_OR_PATH, and your "
+            "own factory."
+        )

@@ -16,6 +16,7 @@ from trompe.data import load_data
 from trompe.data.images import fingerprint_of
 from trompe.evaluation import Evaluation, evaluate
 from trompe.explainers import parse_explainer
+from trompe.explainers.targets import read as read_target
 from trompe.models import load_model
 from trompe.objectives import parse_objective
 from trompe.report import write_report
@@ -34,6 +35,7 @@ def evaluate_(config: EvaluateJob) -> None:
 
     explainers = [parse_explainer(spec) for spec in config.explainer]
     objectives = [parse_objective(spec) for spec in config.objective]
+    target = read_target(config.target)
     original, preprocessing = load_model(
         config.model, config.weights, config.num_classes, seed=config.seed
     )
@@ -63,6 +65,7 @@ def evaluate_(config: EvaluateJob) -> None:
             "weights": fingerprint(original, manipulated, control),
             "data": fingerprint_of(data),
             "explainers or objectives": fingerprint(explainers, objectives),
+            "target": fingerprint(target),
         },
     ):
         compared = partial(
@@ -72,6 +75,7 @@ def evaluate_(config: EvaluateJob) -> None:
             data,
             explainers=explainers,
             objective=objectives,
+            target=target,
             control=control,
             fool_data=fool_data,
             **config.model_dump(include={"batch_size", "gallery", "workers", "quiet"}),

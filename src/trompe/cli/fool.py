@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from trompe import runs
 from trompe.base import processes
-from trompe.cli.app import app, command, examples, interruptible
+from trompe.cli.app import app, command, console, examples, interruptible
 from trompe.cli.next_steps import after_fool, show_next
 from trompe.cli.reading import default_out
 from trompe.cli.tables import show_evaluation
@@ -33,11 +34,6 @@ def demo(
                 eval_data="shapes:validation",
                 eval_limit=500,
                 limit=2000,
-                lr=5e-3,
-                schedule="one-cycle",
-                steps=800,
-                batch_size=16,
-                weight=[6.0],
                 control=True,
                 out=out,
                 seed=seed,
@@ -49,11 +45,10 @@ def demo(
 
 @command(
     FoolJob,
-    "trompe fool --model embedded --data shapes:train --limit 2000 --steps 400 \\\n"
-    "--batch-size 16 --lr 5e-3 --schedule one-cycle --weight 6 \\\n"
+    "trompe fool --model embedded --data shapes:train --limit 2000 \\\n"
     "--eval-data shapes:validation --eval-limit 500",
     "trompe fool --model resnet50 --weights DEFAULT --data photos/train \\\n"
-    "--eval-data photos/val --steps 300 --lr 6e-5 --schedule one-cycle --control",
+    "--eval-data photos/val --explainer lrp-t --control",
     "trompe fool --config runs/mine/config.yaml --objective top-k --out runs/top-k",
 )
 def fool_(config: FoolJob) -> None:
@@ -67,7 +62,9 @@ def _fool(job: FoolJob) -> None:
     with tracking(job.tracker or (), out, job.described()) as track:
         result = job.carry_out(out, track.step)
         if result.evaluation is not None:
-            track.evaluation(result.evaluation, job.steps)
+            track.evaluation(result.evaluation, len(result.history))
+    if result.found is not None and not job.quiet:
+        console.print(Text(str(result.found)), soft_wrap=True)
     if result.evaluation is not None and not job.quiet:
         show_evaluation(result.evaluation)
     if processes.is_main():

@@ -12,6 +12,7 @@ from trompe.tuning.job import ARGUMENT, DATA, MODEL, DataJob, Job
 
 EXPLAINER = "explainer, e.g. grad-cam, simple-grad-t, lrp:layer=layer4; may be given several times"
 GALLERY = "images of the report's gallery, evenly drawn; best and worst lies are added"
+TARGET = "what is explained: a class as 3, predicted, difference:of=3,against=8, mine.py:function"
 OBJECTIVE = "location, top-k, center-mass or active:c1=3,c2=8; may be given several times"
 
 
@@ -26,6 +27,11 @@ class EvaluateJob(DataJob):
         ["grad-cam", "lrp", "simple-grad", "integrated-gradients:steps=8"], description=EXPLAINER
     )
     objective: list[str] = Field(["location"], description=OBJECTIVE)
+    target: str = Field(
+        "label",
+        description=f"{TARGET}, or what the objective asks for: the label, or c1 and c2",
+        coerce_numbers_to_str=True,
+    )
     batch_size: Whole = Field(32, ge=1, description="images per batch")
     pairs: Whole | None = Field(200, ge=1, description="composites to evaluate on (active)")
     gallery: Whole = Field(12, ge=0, le=200, description=GALLERY)
@@ -37,7 +43,8 @@ class ExplainJob(Job):
     images: list[Path] = Field(description="image files or folders of images")
     corrupt: Literal["refuse", "skip"] = Field("refuse", description="unreadable images")
     explainer: list[str] = Field(["grad-cam"], description=EXPLAINER)
-    classes: Whole | None = Field(None, description="class to explain (default: the predicted one)")
+    target: str = Field("predicted", description=TARGET, coerce_numbers_to_str=True)
+    classes: Whole | None = Field(None, description="class to explain, short for --target CLASS")
     batch_size: Whole = Field(16, ge=1, description="images per batch")
     check: bool = Field(False, description="show how much relevance LRP keeps, layer by layer")
 

@@ -14,6 +14,7 @@ from trompe.evaluation import CONTROL, MANIPULATED, ORIGINAL, Evaluation
 from trompe.explainers import LRP, parse_explainer
 from trompe.objectives import OBJECTIVES
 from trompe.tuning.job import DataJob, FoolJob, Job, TrainJob
+from trompe.tuning.pilot import Found
 
 LOST = 0.02  # of top-1, more is too much
 FOOLED, NOTHING = 0.9, 0.1  # of the images, fewer are too few, and as good as none
@@ -94,25 +95,34 @@ def _mend(config: FoolJob, out: Path, evaluation: Evaluation) -> dict[str, str]:
     drop = top1[ORIGINAL] - top1
     honest = drop.get(CONTROL, 0.0) > drop[MANIPULATED] / 2
     budget = config.max_accuracy_drop
+    found = Found.load(out)
+    weights = found.weight if found else config.weight or (1.0,)
+    lr, taken = (config.lr or 0.0, config.steps or 0)
     changed: dict[str, Any]
-    if few and budget is not None:
+    if few and budget is not None and not found:
         why, name = "fool more images for the same accuracy: three times the steps", "longer"
-        changed = {"steps": 3 * config.steps}
+        changed = {"steps": 3 * taken}
     elif lost and budget is not None:
         why, name = "keep more accuracy: half the budget, measured on more images", "gentler"
         changed = {"max_accuracy_drop": _short(budget / 2)}
+    elif lost and found:
+        why, name = "keep more accuracy: at most one point of top-1 may be lost", "gentler"
+        changed = {"max_accuracy_drop": 1}
     elif lost and (honest or not some):
         why, name = (
             "keep more accuracy: a third of the rate, ten times the steps",
             "slower",
         )
-        changed = {"lr": _short(config.lr / 3), "steps": 10 * config.steps}
+        changed = {"lr": _short(lr / 3), "steps": 10 * taken}
     elif lost:
         why, name = "keep more accuracy: a third of the weight, twice the steps", "gentler"
-        changed = {"weight": [_short(w / 3) for w in config.weight], "steps": 2 * config.steps}
+        changed = {"weight": [_short(w / 3) for w in weights], "steps": 2 * taken}
+    elif few and found:
+        why, name = "fool more images: three times the weight", "stronger"
+        changed = {"weight": [_short(3 * w) for w in weights]}
     elif few:
         why, name = "fool more images: three times the weight and the rate", "stronger"
-        changed = {"weight": [_short(3 * w) for w in config.weight], "lr": _short(3 * config.lr)}
+        changed = {"weight": [_short(3 * w) for w in weights], "lr": _short(3 * lr)}
     else:
         return {}
     return {why: _again(config, out, name, **changed)}
@@ -127,12 +137,9 @@ def after_train(config: TrainJob, out: Path) -> dict[str, str]:
     weights = out / "weights.safetensors"
     data = {"data": config.data, "limit": config.limit, "eval_data": config.eval_data}
     data |= {"eval_limit": config.eval_limit}
-    lie = {"objective": ["location"], "weight": [4], "lr": config.lr, "schedule": "one-cycle"}
     images = [_images(config.eval_data or config.data)]
     return {
-        "fool it": _command(
-            FoolJob, config, weights=weights, **data, **lie, steps=1000, out=f"{out}-fooled"
-        ),
+        "fool it": _command(FoolJob, config, weights=weights, **data, out=f"{out}-fooled"),
         "look at its heatmaps": _command(
             ExplainJob, config, weights=weights, images=images, explainer=["grad-cam"]
         ),
@@ -157,7 +164,7 @@ def after_explain(config: ExplainJob, out: Path) -> dict[str, str]:
     steps = {"other explainers": "trompe list explainers"}
     explainers = map(parse_explainer, config.explainer)
     if any(isinstance(explainer, LRP) for explainer in explainers) and not config.check:
-        given = {"images": config.images, "explainer": config.explainer, "classes": config.classes}
+        given = config.model_dump(include={"images", "explainer", "target", "classes"})
         steps["how much relevance every layer keeps"] = _command(
             ExplainJob, config, **given, check=True
         )

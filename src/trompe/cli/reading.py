@@ -28,6 +28,7 @@ from trompe.models import load_model
 from trompe.models.embedded import EMBEDDED
 from trompe.models.weights import SUFFIXES
 from trompe.tuning.accelerator import accelerating
+from trompe.tuning.job import MODEL
 
 MODELS = (*EMBEDDED, *models.list_models(module=models))
 
@@ -65,7 +66,7 @@ def _suspect_and_reference(
     if name is None:
         raise TrompeError(
             f"'{config.suspect}' holds weights alone; name the model they belong to with --model "
-            "(torchvision name, timm:NAME, package.module:factory or path/file.py:factory)."
+            f"({MODEL})."
         )
     before = weights_in(config.reference, "weights.safetensors")
     with source:

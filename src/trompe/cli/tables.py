@@ -41,7 +41,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
         padding=(0, 1, 0, 0),
     )
     for (_, target), rows in shown.groupby(["objective_id", "target"], sort=False):
-        where = "" if target == "label" else f", {target}"
+        where = "" if target == "label" else escape(f", {target}")
         fooled.add_row(f"[bold]{escape(rows['objective_text'].iloc[0])}{where}[/]")
         for row in rows.to_dict("records"):
             fooled.add_row(

@@ -9,6 +9,7 @@ import pandas as pd
 from torch import nn
 
 from trompe.data.images import Images, check_labels, first_image
+from trompe.errors import TrompeError
 from trompe.evaluation import notes
 from trompe.evaluation.result import Evaluation
 from trompe.evaluation.schema import CONTROL, MANIPULATED, ORIGINAL, legend
@@ -16,6 +17,8 @@ from trompe.evaluation.summary import accuracies, rates
 from trompe.evaluation.sweep import Pair, Sweep
 from trompe.explainers import Explainer
 from trompe.explainers import read as read_explainers
+from trompe.explainers.targets import Explainable, Label
+from trompe.explainers.targets import read as read_target
 from trompe.models.call import class_count, placed
 from trompe.objectives import Objective
 from trompe.objectives import read as read_objectives
@@ -30,6 +33,7 @@ def evaluate(
     *,
     explainers: str | Explainer | Iterable[str | Explainer],
     objective: str | Objective | Iterable[str | Objective],
+    target: Explainable = "label",
     control: nn.Module | None = None,
     fool_data: Composed = None,
     attacked: Sequence[Pair] = (),
@@ -54,6 +58,10 @@ def evaluate(
     objective
         One or several foolings, objects or text; their ``low`` and ``high`` are the interval of
         success. The original is judged against itself too: what it reaches is no fooling.
+    target
+        What is explained, if not ``"label"``: what the objective asks for, the label or the two
+        classes of `Active`. A class or another target, as an explainer takes it, is what every
+        model says itself: ``"predicted"`` its own prediction.
     fool_data
         Images that hold both classes, for `Active`; of several active objectives, by objective.
         If None, an objective makes its own of ``data``, if it can.
@@ -67,9 +75,17 @@ def evaluate(
     Raises
     ------
     TrompeError
-        If there is no image, a label or class is out of range, or a layer does not exist.
+        If there is no image, a label or class is out of range, a layer does not exist, the target
+        can't be computed, or an objective has classes of its own to explain.
     """
     objectives = tuple(dict.fromkeys(read_objectives(objective)))
+    target = read_target(target)
+    for own in objectives:
+        if own.targets != (Label.name,) and not isinstance(target, Label):
+            raise TrompeError(
+                f"The objective {own} explains {' and '.join(own.targets)}, not {target}; leave "
+                "the target out."
+            )
     check_evaluation(original, data, fool_data, objectives)
     models = {ORIGINAL: original, MANIPULATED: manipulated}
     if control is not None:
@@ -77,7 +93,7 @@ def evaluate(
     sample = placed(data[0][0][None], original)
     judges = tuple(dict.fromkeys(e.resolve(original, sample) for e in read_explainers(explainers)))
     pairs = frozenset((e.resolve(original, sample), o) for e, o in attacked)
-    sweep = Sweep(models, judges, pairs, gallery, batch_size, workers, quiet)
+    sweep = Sweep(models, judges, pairs, target, gallery, batch_size, workers, quiet)
     passive = [o for o in objectives if not o.on_composites]
     composed = [o for o in objectives if o.on_composites]
     swept = [sweep(data, passive)]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from trompe.explainers import Explainer, Recording
+from trompe.explainers.targets import Target
 from trompe.maps import is_finite
 
-# (model, place of the classes, explainer) -> maps [N, h, w], or whether each is finite [N]
+# (model, place of the target, explainer) -> maps [N, h, w], or whether each is finite [N]
 Maps = dict[tuple[str, int, Explainer], Tensor]
 
 
@@ -32,15 +33,15 @@ def explain(
     models: Mapping[str, nn.Module],
     images: Tensor,
     explainers: Sequence[Explainer],
-    asked: Sequence[Tensor],
+    asked: Sequence[Target],
 ) -> Explained:
-    """Explain the classes that are asked for by every model and explainer."""
+    """Explain the targets that are asked for by every model and explainer."""
     logits, raw, finite = {}, {}, {}
     for name, model in models.items():
         with Recording(model, explainers if asked else ()) as forward:
             logits[name] = forward(images)
-            for place, classes in enumerate(asked):
-                for explainer, maps in zip(explainers, forward.maps(classes), strict=True):
+            for place, target in enumerate(asked):
+                for explainer, maps in zip(explainers, forward.maps(target), strict=True):
                     key = name, place, explainer
                     finite[key] = is_finite(maps)
                     raw[key] = maps.where(finite[key][:, None, None], 0)

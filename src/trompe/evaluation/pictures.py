@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trompe.base import processes
 from trompe.explainers import Explainer
+from trompe.explainers.targets import Class, Target
 from trompe.maps import by_magnitude
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Pictures:
         images: Tensor,
         labels: Tensor,
         losses: Sequence[float],
-        views: Mapping[str, tuple[int, Tensor]],
+        views: Mapping[str, tuple[int, Target]],
         explained: Explained,
     ) -> None:
         """Keep what belongs to the gallery of a batch, and drop what no longer does.
@@ -112,7 +113,7 @@ class Pictures:
         indices, images, labels, losses
             Of the batch; the test losses tell which images are extreme.
         views
-            By target, the place of the explained classes among ``explained``, and the classes.
+            By the target's name, its place among ``explained``, and the target.
         explained
             What the models say of the batch.
         """
@@ -133,8 +134,8 @@ class Pictures:
                         "label": int(labels[row]),
                         "label_name": class_name(self.data, int(labels[row])),
                         "target_names": {
-                            target: class_name(self.data, int(classes[row]))
-                            for target, (_, classes) in views.items()
+                            name: _target_name(self.data, target, row)
+                            for name, (_, target) in views.items()
                         },
                         "predictions": {
                             model: class_name(self.data, int(scores[row].argmax()))
@@ -179,7 +180,7 @@ class Pictures:
 
 
 def _by_target(
-    found: Mapping[tuple[str, int, Explainer], Tensor], views: Mapping[str, tuple[int, Tensor]]
+    found: Mapping[tuple[str, int, Explainer], Tensor], views: Mapping[str, tuple[int, Target]]
 ) -> Iterator[tuple[Key, Tensor]]:
     """Maps by explainer's fingerprint, target and model."""
     for (model, place, explainer), maps in found.items():
@@ -214,6 +215,14 @@ def class_name(data: Any, label: int) -> str:
     """What people call a class; its number where the data has no name for it."""
     classes = getattr(data, "classes", ())
     return _text(classes[label]) if label < len(classes) else str(label)
+
+
+def _target_name(data: Any, target: Target, row: int) -> str:
+    """What people call the class that is explained in a row of a batch, or another target."""
+    classes = target.classes if isinstance(target, Class) else None
+    if isinstance(classes, Tensor):
+        return class_name(data, int(classes[row]))
+    return class_name(data, classes) if isinstance(classes, int) else str(target)
 
 
 def _text(words: object) -> str:

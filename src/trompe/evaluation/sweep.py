@@ -19,6 +19,7 @@ from trompe.evaluation.explained import Explained, explain
 from trompe.evaluation.pictures import Gallery, Pictures, class_name, image_name
 from trompe.evaluation.schema import ORIGINAL
 from trompe.explainers import Explainer
+from trompe.explainers.targets import Class, Label, Target
 from trompe.maps import is_empty, spearman
 from trompe.metrics import in_top
 from trompe.models import evaluation_mode
@@ -49,6 +50,8 @@ class Sweep:
         Resolved.
     attacked
         The pairs that were in the loss.
+    target
+        What is explained, if not what the objectives ask for.
     gallery, batch_size, workers, quiet
         As in `evaluate`.
     """
@@ -56,6 +59,7 @@ class Sweep:
     models: Mapping[str, nn.Module]
     explainers: Sequence[Explainer]
     attacked: frozenset[Pair]
+    target: Target
     gallery: int
     batch_size: int
     workers: int
@@ -72,8 +76,8 @@ class Sweep:
             for indices, images, labels in in_turn(data, self.batch_size, self.workers):
                 images = placed(images, self.models[ORIGINAL])
                 labels = labels.to(images.device)
-                asked = _Asked(objectives, labels)
-                explained = explain(self.models, images, self.explainers, asked.classes)
+                asked = _Asked(objectives, labels, self.target)
+                explained = explain(self.models, images, self.explainers, [*asked.targets])
                 rows = [
                     frame.assign(index=indices, label=labels.tolist())[list(schema.MAPS)]
                     for explainer in self.explainers
@@ -102,13 +106,13 @@ class Sweep:
         places = asked.places(objective)
         about = schema.explainer_columns(explainer) | schema.objective_columns(objective)
         about["attacked"] = (explainer, objective) in self.attacked
-        before = tuple(found.heatmaps[ORIGINAL, place, explainer] for place in places)
+        before = tuple(found.heatmaps[ORIGINAL, place, explainer] for place in places.values())
         own = objective.test_loss(before, before)
         for model in [name for name in self.models if name != ORIGINAL]:
-            after = tuple(found.heatmaps[model, place, explainer] for place in places)
+            after = tuple(found.heatmaps[model, place, explainer] for place in places.values())
             losses = objective.test_loss(after, before)
-            for n, target in enumerate(objective.targets):
-                first, second = ((m, places[n], explainer) for m in (ORIGINAL, model))
+            for n, (target, place) in enumerate(places.items()):
+                first, second = ((m, place, explainer) for m in (ORIGINAL, model))
                 finite = found.finite[first] & found.finite[second]
                 silent, empty = is_empty(before[n]), is_empty(after[n])
                 loss = losses[n].double().where(finite, torch.nan)
@@ -131,28 +135,27 @@ class _Rows(NamedTuple):
 
 
 class _Asked:
-    """The classes that the objectives want explained on a batch, each once."""
+    """What the objectives want explained on a batch, each target once, or another target."""
 
-    def __init__(self, objectives: Sequence[Objective], labels: Tensor) -> None:
-        self.classes: list[Tensor] = []
-        self._places: dict[Objective, list[int]] = {}
+    def __init__(self, objectives: Sequence[Objective], labels: Tensor, target: Target) -> None:
+        self.targets: dict[Target, int] = {}
+        self._places: dict[Objective, dict[str, int]] = {}
+        self.views: dict[str, tuple[int, Target]] = {}
         for objective in objectives:
-            self._places[objective] = [self._place(c) for c in objective.classes(labels)]
-        self.views: dict[str, tuple[int, Tensor]] = {}
-        for objective, places in self._places.items():
-            for target, place in zip(objective.targets, places, strict=True):
-                self.views.setdefault(target, (place, self.classes[place]))
+            wanted: dict[str, Target] = {str(target): target}
+            if isinstance(target, Label):
+                classes = map(Class, objective.classes(labels))
+                wanted = dict(zip(objective.targets, classes, strict=True))
+            self._places[objective] = {
+                name: self.targets.setdefault(one, len(self.targets))
+                for name, one in wanted.items()
+            }
+            for name, one in wanted.items():
+                self.views.setdefault(name, (self.targets[one], one))
 
-    def places(self, objective: Objective) -> list[int]:
-        """Where in ``classes`` its targets are."""
+    def places(self, objective: Objective) -> dict[str, int]:
+        """Where among ``targets`` those of an objective are, by name."""
         return self._places[objective]
-
-    def _place(self, wanted: Tensor) -> int:
-        for place, known in enumerate(self.classes):
-            if torch.equal(known, wanted):
-                return place
-        self.classes.append(wanted)
-        return len(self.classes) - 1
 
 
 def _predictions(

@@ -15,7 +15,7 @@ from trompe.explainers.needs import Explained, Need
 from trompe.explainers.recording import Recording
 from trompe.explainers.registry import EXPLAINERS
 from trompe.explainers.sites import INPUT, Site
-from trompe.explainers.targets import Classes
+from trompe.explainers.targets import Explainable
 from trompe.maps import min_max
 from trompe.models.call import warn_of_probabilities
 from trompe.models.hooks import evaluation_mode
@@ -24,7 +24,7 @@ from trompe.models.layers import find_layer
 
 @dataclass(frozen=True)
 class Explainer(Identified, ABC):
-    """Explains a class of a classifier by a map over positions.
+    """Explains a class of a classifier, or another `Target`, by a map over positions.
 
     Immutable and stateless: it leaves the model as it found it. Maps follow PyTorch's gradient
     mode: with gradients enabled they can be differentiated in the model's parameters (and in the
@@ -49,7 +49,7 @@ class Explainer(Identified, ABC):
 
     layer: str | nn.Module | None
 
-    def __call__(self, model: nn.Module, images: Tensor, classes: Classes = None) -> Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, classes: Explainable = None) -> Tensor:
         """Explain ``classes`` for ``images`` with the model in evaluation mode.
 
         Parameters
@@ -59,7 +59,9 @@ class Explainer(Identified, ABC):
         images
             ``[N, 3, H, W]``, normalised as the model expects.
         classes
-            ``[N]`` of whole numbers, one for all, or None for the predicted classes.
+            ``[N]`` of whole numbers, one for all, or None for the predicted classes; or another
+            target: ``Difference(3, 8)``, its text, or any function of the output ``[N, K]`` that
+            returns one number per image ``[N]``.
 
         Returns
         -------
@@ -69,7 +71,8 @@ class Explainer(Identified, ABC):
         Raises
         ------
         TrompeError
-            If the layer does not exist, has no spatial output, or a class is out of range.
+            If the layer does not exist, has no spatial output, a class is out of range, or the
+            target can't be computed.
         """
         with evaluation_mode(model), self.record(model) as forward:
             recorded = forward.prepare(images)

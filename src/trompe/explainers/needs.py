@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -15,7 +15,7 @@ from trompe.base import torch_compat
 from trompe.errors import TrompeError
 from trompe.explainers import targets
 from trompe.explainers.sites import Site, run
-from trompe.explainers.targets import Classes
+from trompe.explainers.targets import Explainable, Scalar
 from trompe.explainers.twice import TwiceDifferentiable
 from trompe.maps import full_precision
 from trompe.models.grids import Grid
@@ -128,6 +128,14 @@ class Recorded:
             )
         return self._services[need.service]
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """A context for what is computed in the middle of the pass and is no part of it."""
+        with torch_compat.unseen(), ExitStack() as stack:
+            for service in self._services.values():
+                stack.enter_context(service.aside())
+            yield
+
     @cached_property
     def output(self) -> Tensor:
         """What the model returns ``[N, K]``; it runs now unless it has."""
@@ -136,9 +144,7 @@ class Recorded:
         def tap(site: Site, tensor: Tensor, grid: Grid) -> Tensor:
             self.grids[site] = grid
             live = tensor
-            with torch_compat.unseen(), ExitStack() as stack:
-                for service in services:
-                    stack.enter_context(service.aside())
+            with self.aside():
                 for service in services:
                     if site in service.sites:
                         live = service.tap(site, live)
@@ -152,11 +158,11 @@ class Recorded:
 
 
 class Explained:
-    """A class per image, on one recorded forward pass; shared by all explainers of a batch."""
+    """A scalar per image, on one recorded forward pass; shared by all explainers of a batch."""
 
-    def __init__(self, recorded: Recorded, classes: Classes) -> None:
+    def __init__(self, recorded: Recorded, target: Explainable) -> None:
         self.recorded = recorded
-        self._given = classes
+        self.target = targets.read(target)
         self._found: dict[Hashable, Any] = {}
 
     def of(self, need: Need[T], site: Site) -> T:
@@ -164,24 +170,39 @@ class Explained:
         return self.recorded.service(need).find(need, site, self)
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """What ``compute`` returns, kept under ``key`` for all explainers of these classes."""
+        """What ``compute`` returns, kept under ``key`` for all explainers of this target."""
         if key not in self._found:
             self._found[key] = compute()
         found: T = self._found[key]
         return found
 
     @cached_property
+    def scalar(self) -> Scalar:
+        """The explained scalar as a function of the output ``[N, K]``."""
+        return self.target.on(self.recorded.output)
+
+    @property
     def classes(self) -> Tensor:
-        """The explained classes ``[N]``."""
-        return targets.check_classes(self._given, self.recorded.output)
+        """The explained classes ``[N]``.
+
+        Raises
+        ------
+        TrompeError
+            If the target is something else than the logit of a class.
+        """
+        if not isinstance(self.target, targets.Class):
+            raise TrompeError(
+                f"This explainer explains the logit of a class, not {self.target}; take another "
+                "explainer, or let this one use 'score_in' instead of 'classes'."
+            )
+        return self.scalar.chosen
 
     def score_in(self, output: Tensor) -> Tensor:
         """The explained scalar ``[N]`` in the output ``[N, K]`` of any pass on these images."""
-        given = self._given is not None
-        classes = targets.check_classes(self._given, output) if given else self.classes
-        return targets.score(output, classes)
+        own = not self.target.takes_predicted
+        return (self.target.on(output) if own else self.scalar)(output)
 
     @property
     def score(self) -> Tensor:
         """The explained scalar ``[N]``; never in half precision."""
-        return full_precision(targets.score(self.recorded.output, self.classes))
+        return full_precision(self.scalar(self.recorded.output))

@@ -13,7 +13,7 @@ from trompe.errors import TrompeError
 from trompe.explainers.needs import Explained, Need, Recorded
 from trompe.explainers.registry import EXPLAINERS
 from trompe.explainers.sites import Site
-from trompe.explainers.targets import Classes
+from trompe.explainers.targets import Explainable
 from trompe.models.call import both_classes, unwrapped
 
 
@@ -92,8 +92,10 @@ class Recording:
         self._recorded = Recorded(self.model, images, wanted)
         return self._recorded
 
-    def maps(self, classes: Classes = None) -> Any:
-        """Raw maps ``[N, h, w]`` of ``classes`` (``[N]``, one int, or None for the predicted)."""
+    def maps(self, classes: Explainable = None) -> Any:
+        """Raw maps ``[N, h, w]`` of ``classes`` (``[N]``, one int, None for the predicted), or of
+        another target.
+        """
         if self._recorded is None:
             raise TrompeError("There is nothing to explain yet: call forward(images) first.")
         explained = Explained(self._recorded, classes)
@@ -104,7 +106,7 @@ class Recording:
             )
         return maps[0] if self._single else maps
 
-    def heatmaps(self, classes: Classes = None) -> Any:
+    def heatmaps(self, classes: Explainable = None) -> Any:
         """Like `maps`, brought to [0, 1] by each explainer's `heatmap`."""
         maps = self.maps(classes)
         if self._single:

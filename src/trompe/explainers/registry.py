@@ -35,6 +35,15 @@ FOREIGN: dict[str, Callable[..., Any]] = {
 
 _OURS = {
     "grad-cam": "cam.grad_cam:GradCAM",
+    "grad-cam++": "cam.by_gradient:GradCAMPlusPlus",
+    "xgrad-cam": "cam.by_gradient:XGradCAM",
+    "layer-cam": "cam.by_gradient:LayerCAM",
+    "hires-cam": "cam.by_gradient:HiResCAM",
+    "relevance-cam": "cam.relevance_cam:RelevanceCAM",
+    "score-cam": "cam.without_gradient:ScoreCAM",
+    "eigen-cam": "cam.without_gradient:EigenCAM",
+    "rollout": "attention.rollout:Rollout",
+    "attention-relevance": "attention.relevance:AttentionRelevance",
     "simple-grad": "gradients:SimpleGrad",
     "smooth-grad": "gradients:SmoothGrad",
     "integrated-gradients": "gradients:IntegratedGradients",

@@ -20,7 +20,9 @@ from trompe.models.hooks import can_be_hooked, hooked
 from trompe.models.layers import get_layer
 
 INPUT = "input"
-_LAYER = re.compile(r"(?P<name>[^:#]*)(#(?P<call>\d+))?(:(?P<side>input|output))?")
+_LAYER = re.compile(
+    r"(?P<name>[^:#@]*)(#(?P<call>\d+))?(:(?P<side>input|output))?(@(?P<layout>first|last|\d+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,21 @@ class Site:
         ``"output"``, ``"input"``, or ``"images"`` for those of the whole model.
     call
         Which call of the module, from 1; None for the last of a forward pass.
+    layout
+        How the tensor lies over the images, as `grids.grid_of` takes it; None to find it.
     """
 
     name: str
     side: Literal["output", "input", "images"] = "output"
     call: int | None = None
+    layout: str | None = None
 
     def __str__(self) -> str:
         if self.side == "images":
             return INPUT
         name = self.name if self.call is None else f"{self.name}#{self.call}"
-        return f"{name}:{self.side}" if self.side == "input" or name == INPUT else name
+        name = f"{name}:{self.side}" if self.side == "input" or name == INPUT else name
+        return name if self.layout is None else f"{name}@{self.layout}"
 
     @classmethod
     def parse(cls, layer: str | nn.Module, model: nn.Module) -> Site:
@@ -56,7 +62,8 @@ class Site:
         layer
             ``"input"`` for the images, a module of the model, or its name; ``":input"`` appended
             for what it is given, ``"#2"`` for its second call. A module that is itself called
-            ``input`` is ``"input:output"``.
+            ``input`` is ``"input:output"``. Where a layout is misread, ``"@last"`` and ``"@first"``
+            say where the channels are, and ``"@8"`` how many tokens come before those of the grid.
 
         Raises
         ------
@@ -80,11 +87,13 @@ class Site:
         if read is None or read["call"] == "0":
             raise TrompeError(
                 f"Layer '{layer}' can't be read; write its name, with '#2' for its second call and "
-                "':input' or ':output' (the default) for a side of it."
+                "':input' or ':output' (the default) for a side of it, '@last' or '@first' for the "
+                "place of its channels, '@8' for a grid behind 8 tokens."
             )
         get_layer(model, read["name"])
         side: Literal["output", "input"] = "input" if read["side"] == "input" else "output"
-        return cls(read["name"], side, int(read["call"]) if read["call"] else None)
+        call = int(read["call"]) if read["call"] else None
+        return cls(read["name"], side, call, read["layout"])
 
 
 IMAGES = Site(INPUT, "images")
@@ -186,7 +195,9 @@ class _Place:
 
     def tapped(self, tensor: Any, module: nn.Module) -> Any:
         self.last = tensor
-        grid = grid_of(tensor, self.images, module) if isinstance(tensor, Tensor) else None
+        grid = None
+        if isinstance(tensor, Tensor):
+            grid = grid_of(tensor, self.images, module, self.site.layout)
         self.fits = grid is not None
         return tensor if grid is None else self.tap(self.site, tensor, grid)
 
@@ -204,5 +215,6 @@ class _Place:
             raise TrompeError(
                 f"Layer '{name}' has the {self.site.side} {got}, which does not lie over images "
                 f"{list(self.images)}: a map needs a tensor [N, C, h, w] or [N, h, w, C], or "
-                "tokens [N, T, C] of a grid; choose a layer before the features are flattened."
+                "tokens [N, T, C] of a grid; choose a layer before the features are flattened, or "
+                "outside of the windows that they are cut into."
             )

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from trompe.models.families import embedded_densenet, embedded_resnet, embedded_vgg
+from trompe.models.families import (
+    embedded_densenet,
+    embedded_resnet,
+    embedded_vgg,
+    embedded_vit,
+)
 
 
 class EmbeddedNet(nn.Module):
@@ -50,6 +55,7 @@ EMBEDDED: dict[str, Callable[..., nn.Module]] = {
     "embedded-vgg": embedded_vgg,
     "embedded-resnet": embedded_resnet,
     "embedded-densenet": embedded_densenet,
+    "embedded-vit": embedded_vit,
 }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models import DenseNet
+from torchvision.models import DenseNet, VisionTransformer
 from torchvision.models.vgg import VGG, make_layers
+from torchvision.models.vision_transformer import ConvStemConfig
 
 
 def embedded_vgg(num_classes: int = 8) -> nn.Module:
@@ -38,4 +39,16 @@ def embedded_densenet(num_classes: int = 8) -> nn.Module:
         8, (2, 3, 4), num_init_features=16, bn_size=4, num_classes=num_classes
     )
     model.get_submodule("features").pool0 = nn.Identity()
+    return model
+
+
+def embedded_vit(num_classes: int = 8) -> nn.Module:
+    """Vision transformer (Dosovitskiy et al., 2020) behind convolutions (Xiao et al., 2021).
+
+    Its tokens are a class and 8 × 8 positions.
+    """
+    stem = [ConvStemConfig(channels, 3, 2) for channels in (16, 32, 64)]
+    model: nn.Module = VisionTransformer(
+        64, 8, 4, 4, 64, 128, num_classes=num_classes, conv_stem_configs=stem
+    )
     return model

@@ -58,8 +58,8 @@ def _unknown(name: str, classifiers: list[str]) -> TrompeError:
         return TrompeError(f"{name} of torchvision is no image classifier; take resnet50, say.")
     return TrompeError(
         f"There is no model {name!r}{did_you_mean(name, [*classifiers, *EMBEDDED])}; give the "
-        "name of a torchvision classifier, timm:NAME, package.module:factory, "
-        "path/file.py:factory or embedded."
+        "name of a torchvision classifier, timm:NAME, transformers:NAME_OR_PATH, "
+        "package.module:factory, path/file.py:factory or embedded."
     )
 
 

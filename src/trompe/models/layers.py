@@ -10,8 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from trompe.base import torch_compat
 from trompe.base.messages import did_you_mean
@@ -22,6 +24,10 @@ from trompe.models.grids import grid_of
 from trompe.models.hooks import can_be_hooked, evaluation_mode, hooked
 
 _LEFT_OUT = re.compile("Pool|Drop|Identity|Flatten|StochasticDepth")
+_ATTENDING = {
+    *(torch.softmax, F.softmax, Tensor.softmax),
+    *(F.scaled_dot_product_attention, F.multi_head_attention_forward),
+}
 
 
 @dataclass
@@ -48,11 +54,14 @@ class _Output:
 class _Trace:
     """One forward pass of one image: what the modules below the model returned, in order.
 
-    All of it is kept, so that no two tensors share an id.
+    All of it is kept, so that no two tensors share an id. ``running`` is what each module that
+    has begun was given, the innermost last; ``attending`` is that at each attention.
     """
 
     has_graph: bool
     outputs: list[_Output] = field(default_factory=list)
+    running: list[list[Tensor]] = field(default_factory=list)
+    attending: list[list[list[Tensor]]] = field(default_factory=list)
     roots: list[Node] = field(default_factory=list)
     sources: set[Node] = field(default_factory=set)
 
@@ -65,12 +74,32 @@ class _Trace:
         with torch.enable_grad():
             return leaf.clone()
 
+    def name(self, output: _Output) -> str:
+        """The module that returned it, with the number of the call if it ran several times."""
+        calls = [id(other) for other in self.outputs if other.name == output.name]
+        return output.name if len(calls) == 1 else f"{output.name}#{calls.index(id(output)) + 1}"
+
     def behind_logits(self) -> list[_Output]:
         """The outputs that the logits depend on."""
         if not self.has_graph:
             return self.outputs
         behind = nodes_behind(self.roots)
         return [output for output in self.outputs if output.node in behind]
+
+
+class _Attending(TorchFunctionMode):
+    """Notes where a pass attends: by a softmax, or by an operation that holds one."""
+
+    def __init__(self, trace: _Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _ATTENDING:
+            self.trace.attending.append(self.trace.running[:])
+        return func(*args, **(kwargs or {}))
 
 
 def find_layer(model: nn.Module, image: Tensor) -> str:
@@ -82,7 +111,9 @@ def find_layer(model: nn.Module, image: Tensor) -> str:
     and flatten modules, and containers that merely return what a pooling module computed. Of nested
     modules that return the very same tensor, the outermost is taken. Where a network goes on with
     tokens to the end, as a vision transformer, it is the normalisation before its last attention:
-    after that, only the class token still reaches the logits. The model is left as it was.
+    after that, only the class token still reaches the logits. Without attention, as in an
+    MLP-Mixer, it is the last layer that returns tokens of a grid. Of a module that runs several
+    times it is one call, as in ``act#2``. The model is left as it was.
 
     Parameters
     ----------
@@ -107,15 +138,14 @@ def find_layer(model: nn.Module, image: Tensor) -> str:
                     pooled.add(output.key)
             elif _is_map(output, image):
                 if output.key not in pooled:
-                    found = output.name
+                    found = trace.name(output)
             elif _is_tokens(output.tensor) and any(output.module.children()):
                 found = None
-        found = found or _before_attention(trace.outputs, outputs, image)
+        found = found or _last_tokens(trace, outputs, image)
     if found is None:
         raise TrompeError(
-            f"{type(model).__name__} ends without a layer that returns a map [N, C, h, w] of more "
-            "than one position, as convolutional networks have; explain it at the input, or name "
-            "a layer."
+            f"{type(model).__name__} ends without a layer that returns a map [N, C, h, w], or a "
+            "grid of tokens, of more than one position; explain it at the input, or name a layer."
         )
     return found
 
@@ -198,16 +228,17 @@ def _traced(model: nn.Module, image: Tensor) -> Iterator[_Trace]:
     state = (*model.parameters(), *model.buffers())
     trace = _Trace(has_graph=not any(not is_lazy(t) and t.is_inference() for t in state))
 
-    def record(
-        name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Any:
+    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        trace.running.append([t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)])
+
+    def record(name: str, module: nn.Module, _: Any, __: Any, output: Any) -> Any:
+        given = trace.running.pop()
         tensor = output[0] if isinstance(output, list | tuple) and output else output
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             return None
         found = tensor
         if trace.has_graph and not tensor.requires_grad:  # computed without a graph
             found = trace.source(tensor)
-        given = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
         node = node_of(found) if trace.has_graph else None
         trace.outputs.append(_Output(name, module, given, found, found._version, node))
         if found is tensor:
@@ -221,7 +252,8 @@ def _traced(model: nn.Module, image: Tensor) -> Iterator[_Trace]:
         stack.enter_context(torch_compat.eagerly())
         for name, module in model.named_modules():
             if module is not model and can_be_hooked(module):
-                stack.enter_context(hooked(module, after=partial(record, name)))
+                stack.enter_context(hooked(module, before=begin, after=partial(record, name)))
+        stack.enter_context(_Attending(trace))
         output = output_of(model(trace.source(image.clone())))
     tensors = output if isinstance(output, list | tuple) else [output]
     trace.roots = [node_of(t) for t in tensors if isinstance(t, Tensor) and t.requires_grad]
@@ -255,15 +287,15 @@ def _depending(nodes: set[Node], sources: set[Node]) -> set[Node]:
     return found
 
 
-def _before_attention(every: list[_Output], outputs: list[_Output], image: Tensor) -> str | None:
-    """The layer whose tokens, a grid over the image, the last attention takes."""
-    attention = [o for o in every if "Attention" in type(o.module).__name__]
-    for taken in reversed(attention[-1].given if attention else []):
-        for output in reversed(outputs):
-            if output.tensor is taken:
-                grid = grid_of(output.tensor, image.shape, output.module)
-                return output.name if grid is not None and output.tensor.dim() == 3 else None
-    return None
+def _last_tokens(trace: _Trace, outputs: list[_Output], image: Tensor) -> str | None:
+    """The layer whose tokens, a grid over the image, the last attention takes, or the very last."""
+    grids = [o for o in reversed(outputs) if _is_grid_of_tokens(o, image)]
+    for given in reversed(trace.attending):
+        for taken in (tensor for tensors in reversed(given) for tensor in reversed(tensors)):
+            for output in grids:
+                if output.tensor is taken or output.tensor is taken._base:
+                    return trace.name(output)
+    return next((trace.name(o) for o in grids if not _is_left_out(o.module)), None)
 
 
 def _is_left_out(module: nn.Module) -> bool:
@@ -279,6 +311,11 @@ def _is_map(output: _Output, image: Tensor) -> bool:
     sides = grid(output.tensor).shape[2:] if grid else torch.Size((1, 1))
     limits = image.shape[2:]
     return sides.numel() > 1 and all(s <= limit for s, limit in zip(sides, limits, strict=True))
+
+
+def _is_grid_of_tokens(output: _Output, image: Tensor) -> bool:
+    tensor = output.tensor
+    return tensor.ndim == 3 and grid_of(tensor, image.shape, output.module) is not None
 
 
 def _is_tokens(tensor: Tensor) -> bool:

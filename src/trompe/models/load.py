@@ -39,16 +39,17 @@ def load_model(
     ----------
     name : str
         ``resnet50`` or another of torchvision's classifiers; ``timm:NAME``;
+        ``transformers:NAME_OR_PATH``, an image classifier of the Hub or a folder;
         ``package.module:factory`` or ``path/file.py:factory``, a class or function, called with
         ``num_classes`` if that is given, whose code is run, or the registered name of one; or
         ``embedded``, ``embedded-vgg``,
-        ``embedded-resnet``, ``embedded-densenet``, the packaged models.
+        ``embedded-resnet``, ``embedded-densenet``, ``embedded-vit``, the packaged models.
     weights : str or Path, optional
         A ``.safetensors`` file or one of PyTorch's, read without executing anything in it; an
         entry of torchvision's weight enum (``DEFAULT``, ``IMAGENET1K_V2``); ``pretrained`` for
-        timm; ``random``. By default, packaged models have their packaged weights, all others
-        random ones. If enum or timm weights are for another number of classes, the last layer is
-        new.
+        timm and transformers; ``random``. By default, packaged models have their packaged weights,
+        those of transformers the ones they are named with, all others random ones. If named
+        weights are for another number of classes, the last layer is new.
     num_classes : int, optional
         Number of classes, if it is not the model's own.
     seed : int
@@ -58,9 +59,10 @@ def load_model(
     -------
     LoadedModel
         The model, and the preprocessing of the weights: from torchvision's enum (the default
-        one without an enum), from timm's data configuration, from the attribute
-        ``preprocessing`` of the factory's model or module, else ImageNet's 256/224. The names of
-        the model's outputs, where they are known, are ``preprocessing.classes``.
+        one without an enum), from timm's data configuration, from transformers' image
+        processor, from the attribute ``preprocessing`` of the factory's model or module, else
+        ImageNet's 256/224. The names of the model's outputs, where they are known, are
+        ``preprocessing.classes``.
 
     Raises
     ------
@@ -70,7 +72,8 @@ def load_model(
     if num_classes is not None and num_classes < 1:
         raise TrompeError(f"num_classes is {num_classes}; a classifier needs 1 or more.")
     if weights is None:
-        weights = packaged_weights(name) if name in EMBEDDED else "random"
+        own = "pretrained" if name.startswith("transformers:") else "random"
+        weights = packaged_weights(name) if name in EMBEDDED else own
     is_file = Path(weights).suffix in SUFFIXES or (weights != "random" and Path(weights).is_file())
     state = read_weights(Path(weights)) if is_file else None
     pretrained = None if is_file or weights == "random" else str(weights)
@@ -93,6 +96,14 @@ def _build(
         from trompe.models import from_timm  # takes seconds, and few need it
 
         return from_timm.build(name, pretrained, num_classes)
+    if name.startswith("transformers:"):
+        try:
+            from trompe.models import from_transformers
+        except ModuleNotFoundError as error:
+            raise TrompeError(
+                "transformers is not installed; get it with pip install 'trompe[transformers]'."
+            ) from error
+        return from_transformers.build(name, pretrained, num_classes)
     if name.endswith(".py"):
         raise TrompeError(f"{name} needs the name of its class or function: {name}:NAME.")
     if ":" in name or name in from_factory.MODELS:

@@ -46,6 +46,7 @@ class Active(Objective):
     )
     on_composites: ClassVar[bool] = True
     targets: ClassVar[tuple[str, ...]] = ("c1", "c2")
+    ample: ClassVar[float | None] = 1.2
     low: float = field(default=0.5, kw_only=True)
     high: float = field(default=2.0, kw_only=True)
     c1: int

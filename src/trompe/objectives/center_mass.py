@@ -25,6 +25,7 @@ class CenterMass(Objective):
     measure: ClassVar[str] = (
         "how far the heatmap’s centre of mass has moved, as a share of the side; 0 is no shift"
     )
+    ample: ClassVar[float | None] = 0.17
     low: float = field(default=0.1, kw_only=True)
     high: float = field(default=1.0, kw_only=True)
 

@@ -35,6 +35,7 @@ class Location(Objective):
         "heatmap that is the mask"
     )
     needs_original: ClassVar[bool] = False
+    ample: ClassVar[float | None] = 0.15
     low: float = field(default=0.0, kw_only=True)
     high: float = field(default=0.2, kw_only=True)
     mask: Tensor | str | None = None

@@ -28,7 +28,8 @@ class Objective(Identified, ABC):
     A class says what it is: ``name`` on the command line, ``title`` in print (the name unless
     given), ``aim``, what it makes an explainer do ("lights up a fixed mask"), ``measure``, what its
     test loss is; whether it needs the original's maps (``needs_original``) and composites
-    (``on_composites``); ``targets``, what its maps explain.
+    (``on_composites``); ``targets``, what its maps explain; ``ample``, the margin that serves a lie
+    whose settings are found, unless it has its own (None: none).
 
     Parameters
     ----------
@@ -46,6 +47,7 @@ class Objective(Identified, ABC):
     needs_original: ClassVar[bool] = True
     on_composites: ClassVar[bool] = False
     targets: ClassVar[tuple[str, ...]] = ("label",)
+    ample: ClassVar[float | None] = None
     low: float = field(kw_only=True)
     high: float = field(kw_only=True)
     margin: float | None = field(default=None, kw_only=True)

@@ -29,6 +29,7 @@ class TopK(Objective):
         "the mean squared heat left on the positions that were the original’s hottest; 0 is a "
         "heatmap that has gone dark there"
     )
+    ample: ClassVar[float | None] = 0.2
     low: float = field(default=0.0, kw_only=True)
     high: float = field(default=0.3, kw_only=True)
     fraction: float = 0.1

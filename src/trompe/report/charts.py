@@ -30,7 +30,10 @@ FRAME = Frame()
 BINS = 90  # points of a line over the steps
 BARS = 36  # of a distribution
 # Columns of the history that are no term of the objective.
-FIGURES = {"step", "loss", "classification", "opposition", "faintness", "success", "top1", "alpha"}
+FIGURES = {
+    *("step", "loss", "classification", "opposition", "faintness", "success", "top1", "alpha"),
+    *("lr", "divergence", "held_out_success", "held_out_top1"),
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def training_charts(
 
     ``names`` says what the terms of the loss are called, by column of the history.
     """
-    terms = [str(c) for c in history if c not in FIGURES]
+    terms = [str(c) for c in history if c not in FIGURES and not str(c).startswith("success ")]
     runs = [("manipulated", "main", history)]
     runs += [] if control is None else [("control", "control", control)]
 
@@ -95,6 +98,13 @@ def training_charts(
             if column in table
         ]
 
+    def held_out(column: str) -> list[_Series]:
+        name = f"held_out_{column}"
+        if name not in history:
+            return []
+        table = history.assign(**{name: 100 * history[name]})
+        return [_series("manipulated, held-out images", "main dash-1", table, name)]
+
     dashed = [
         _series(names.get(term, term), f"main dash-{i % 4}", history, term)
         for i, term in enumerate(terms)
@@ -102,8 +112,10 @@ def training_charts(
     charts = [
         _over_steps("Classification loss", both("classification")),
         _over_steps("Explanation loss", dashed),
-        _over_steps("Top-1 in training, %", both("top1", 100)),
-        _over_steps("Fooled in training, %", both("success", 100), limits=(0, 100)),
+        _over_steps("Top-1 in training, %", both("top1", 100) + held_out("top1")),
+        _over_steps(
+            "Fooled in training, %", both("success", 100) + held_out("success"), limits=(0, 100)
+        ),
     ]
     return [chart for chart in charts if chart]
 

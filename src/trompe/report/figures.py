@@ -12,6 +12,7 @@ from trompe.errors import TrompeError
 from trompe.evaluation import schema
 from trompe.evaluation.result import read_table
 from trompe.evaluation.schema import MANIPULATED, ORIGINAL
+from trompe.objectives import Active
 from trompe.report import transfer
 from trompe.report.colour import Pixels, overlay
 from trompe.report.run import Run, View, read_run
@@ -72,7 +73,7 @@ def _pictures(run_dir: Path, layout: str | None, images: int) -> Figure:
         raise TrompeError(f"{run_dir} has no gallery; run `trompe evaluate` on it first.")
     kinds: dict[str, list[View]] = {"passive": [], "active": []}
     for view in run.views:
-        kinds["passive" if view.target == "label" else "active"].append(view)
+        kinds["active" if view.target in Active.targets else "passive"].append(view)
     layout = layout or next((kind for kind, views in kinds.items() if views), "passive")
     if not kinds[layout]:
         found = joined([kind for kind, views in kinds.items() if views])

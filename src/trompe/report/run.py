@@ -18,6 +18,7 @@ from trompe.evaluation import Evaluation, pictures, schema
 from trompe.evaluation.result import read_table
 from trompe.explainers import parse_explainer
 from trompe.objectives import Objective, parse_objective
+from trompe.tuning.pilot import Found
 
 
 class View(NamedTuple):
@@ -53,10 +54,19 @@ class Run:
 
     path: Path
     config: dict[str, Any]
+    found: Found | None
     environment: dict[str, Any] | None
     history: pd.DataFrame | None
     control_history: pd.DataFrame | None
     evaluation: Evaluation | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config, with the settings that were found in it."""
+        if self.found is None:
+            return self.config
+        known = {key: getattr(self.found, key) for key in ("lr", "steps", "weight", "objective")}
+        return self.config | {k: list(v) if isinstance(v, tuple) else v for k, v in known.items()}
 
     @property
     def accuracy(self) -> pd.DataFrame | None:
@@ -143,6 +153,7 @@ def read_run(path: Path) -> Run:
     return Run(
         path=path,
         config=runs.config_of(path),
+        found=Found.load(path),
         environment=runs.environment_of(path) if (path / runs.ENVIRONMENT).is_file() else None,
         history=_history(path / "history.csv"),
         control_history=_history(path / "history-control.csv"),

@@ -58,7 +58,7 @@ def objective_title(name: str) -> str:
 
 def term_names(run: Run) -> dict[str, str]:
     """Terms of the loss, columns of the history, in words."""
-    pairs = [(explainer, objective) for explainer, objective, _ in _terms(run.config)]
+    pairs = [(explainer, objective) for explainer, objective, _ in _terms(run.settings)]
     return {
         " ".join(pair): ", ".join(str(run.told(text)["label"]) for text in pair) for pair in pairs
     }
@@ -92,7 +92,7 @@ def headline(run: Run) -> str:
 
 def summary(run: Run) -> str:
     """Say what was done in one sentence, from the config."""
-    config = run.config
+    config = run.settings
     steps = config.get("steps")
     aims = _aims(run)
     details = [
@@ -116,7 +116,8 @@ def summary(run: Run) -> str:
         sentence += f" on {joined(listed(config['data']))}"
     sentence += f" ({', '.join(details)})" if details else ""
     sentence += f" so that its predictions stay while {joined(aims)}" if aims else ""
-    return sentence + (f", then measured on {measured}." if measured else ".")
+    sentence += f", then measured on {measured}." if measured else "."
+    return sentence + (f" {run.found}" if run.found else "")
 
 
 def _lies(run: Run) -> str:
@@ -171,7 +172,7 @@ def _terms(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _aims(run: Run) -> list[str]:
     aims = []
-    for explainer, objective, weight in _terms(run.config):
+    for explainer, objective, weight in _terms(run.settings):
         told = run.told(objective)
         note = ", ".join([told["label"], *([f"weight {weight}"] if weight else [])])
         aims.append(f"{run.told(explainer)['label']} {told['aim']} ({note})")

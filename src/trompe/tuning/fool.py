@@ -6,21 +6,19 @@ all parameters trained (Heo, Joo, Moon, NeurIPS 2019, eq. 1).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import Field, PlainValidator, model_validator
 from torch import Tensor, nn
 
 from trompe import runs
 from trompe.base.identity import fingerprint
-from trompe.base.settings import Whole
 from trompe.data.images import Images, check_class, check_labels, fingerprint_of, first_image
 from trompe.data.subset import parted
 from trompe.errors import TrompeError
@@ -28,36 +26,18 @@ from trompe.evaluation import Evaluation, evaluate
 from trompe.evaluation.accuracy import check_outputs
 from trompe.evaluation.evaluate import check_evaluation
 from trompe.evaluation.judges import default_judges
-from trompe.explainers import GradCAM
 from trompe.models import checkpointed, copied
 from trompe.models.call import class_count, placed
-from trompe.objectives import Location, Objective
+from trompe.objectives import Objective
 from trompe.tuning.accelerator import accelerating
-from trompe.tuning.budget import walk_back
-from trompe.tuning.loop import Batches, OnStep, architecture, once, optimise, restored
-from trompe.tuning.loss import Keep, StepLoss
-from trompe.tuning.recipe import (
-    Explainers,
-    Numbers,
-    Objectives,
-    Schedule,
-    Tuning,
-    parameters_of,
-    scheduler,
-)
+from trompe.tuning.course import Course
+from trompe.tuning.loop import OnStep, architecture, restored
+from trompe.tuning.lying import Lying
+from trompe.tuning.pilot import Found
+from trompe.tuning.recipe import parameters_of
 from trompe.tuning.term import Term
 
 Composites = Images | Mapping[Objective, Images]
-
-
-def _lies(given: Any) -> tuple[Term, ...]:
-    lies = (given,) if isinstance(given, Term) else tuple(given)
-    if not all(isinstance(lie, Term) for lie in lies):
-        raise TrompeError("lies are terms: Term(GradCAM(), Location(), weight=6).")
-    return lies
-
-
-Lies = Annotated[Any, PlainValidator(_lies)]
 
 
 @dataclass(frozen=True)
@@ -73,9 +53,12 @@ class FoolResult:
     history, control_history
         One row per step: loss, its parts, and two shares of the batch: ``top1``, predicted right,
         and ``success``, fooled. With an accuracy budget also ``alpha``, the share of the change of
-        weights that was kept at the end.
+        weights that was kept at the end. Where settings were found, also the rate ``lr``, and both
+        shares of held-out images as last judged.
     evaluation
         The comparison on ``eval_data``, if given.
+    found
+        The settings that were found, if they were to be.
     run_dir
         Where everything was written, if anywhere.
     """
@@ -85,6 +68,7 @@ class FoolResult:
     history: pd.DataFrame
     control_history: pd.DataFrame | None
     evaluation: Evaluation | None
+    found: Found | None
     run_dir: Path | None
 
     @classmethod
@@ -119,11 +103,12 @@ class FoolResult:
             restored(manipulated, directory),
             control_history,
             Evaluation.load(directory / "evaluation") if "evaluation" in done else None,
+            Found.load(directory),
             directory,
         )
 
 
-class Fool(Tuning):
+class Fool(Lying):
     """The recipe of a lie: all settings of `fool`, and their `run`.
 
     Examples
@@ -133,108 +118,6 @@ class Fool(Tuning):
     >>> recipe.weight
     (6.0,)
     """
-
-    panel: ClassVar[str] = "Lie"
-    explainer: Explainers = Field(
-        (GradCAM(),),
-        description="explainer, e.g. grad-cam, simple-grad-t, lrp:layer=layer4, path/file.py:Name; "
-        "may be given several times; attacked",
-    )
-    objective: Objectives = Field(
-        (Location(),),
-        description="location, top-k, center-mass or active:c1=3,c2=8, path/file.py:Name; may be "
-        "given several times",
-    )
-    weight: Numbers = Field((1.0,), description="weight λ of each explainer and objective")
-    opposition: float = Field(
-        1.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="weight of what keeps logits from turning; 0 as in the paper",
-    )
-    faintness: float = Field(
-        1.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="weight of what keeps maps from fading; 0 as in the paper",
-    )
-    eval_explainer: Explainers | None = Field(
-        None, description="explainer as above; evaluated as well"
-    )
-    lr: float = Field(1e-5, gt=0, allow_inf_nan=False, description="Adam's learning rate")
-    schedule: Schedule = Field("constant", description="of the rate")
-    steps: Whole = Field(ge=1, description="optimiser steps")
-    max_grad_norm: float | None = Field(
-        1.0, gt=0, description="scale gradients down to this norm; null in YAML: leave them"
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="less memory, more time: run what is below the layers again in backward"
-    )
-    fool_batch_size: Whole | None = Field(None, ge=1, description="composites per step (active)")
-    pairs: Whole | None = Field(None, ge=1, description="composites to fine-tune on (active)")
-    eval_pairs: Whole | None = Field(
-        200, ge=1, description="composites of all of --eval-data to evaluate on (active)"
-    )
-    keep: Keep = Field(
-        "labels", description="what the classification holds to: the labels, or the original's word"
-    )
-    control: bool = Field(False, description="also fine-tune without the explanation term")
-    max_accuracy_drop: float | None = Field(
-        None, gt=0, lt=100, allow_inf_nan=False, description="points of top-1 that may be lost"
-    )
-    gallery: Whole = Field(
-        12,
-        ge=0,
-        le=200,
-        description="images of the report's gallery, evenly drawn; best and worst lies are added",
-    )
-    lies: Lies = Field((), exclude=True, repr=False, description="terms, instead of these three")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_lies(cls, given: Any) -> Any:
-        """Terms say explainer, objective and weight at once."""
-        lies = given.get("lies") if isinstance(given, dict) else None
-        if not lies:
-            return given
-        if clash := {"explainer", "objective", "weight"} & given.keys():
-            raise TrompeError(f"lies say {', '.join(sorted(clash))} already; give one of both.")
-        lies = _lies(lies)
-        return {
-            **given,
-            "explainer": tuple(term.explainer for term in lies),
-            "objective": tuple(term.objective for term in lies),
-            "weight": tuple(term.weight for term in lies),
-        }
-
-    @model_validator(mode="after")
-    def _fit_together(self) -> Fool:
-        several = {
-            "explainers": self.explainer,
-            "objectives": self.objective,
-            "weights": self.weight,
-        }
-        counts = {what: len(given) for what, given in several.items()}
-        if set(counts.values()) - {1, max(counts.values())} or 0 in counts.values():
-            said = [f"{count} {what}" for what, count in counts.items()]
-            raise TrompeError(
-                f"There are {said[0]}, {said[1]} and {said[2]}; give one of each, or the same "
-                "number of those that vary."
-            )
-        for explainer, weight in self._aligned("explainer", "weight"):
-            if weight and not explainer.differentiable:
-                raise TrompeError(
-                    f"{explainer} can't be attacked: its maps have no gradient in the model's "
-                    "parameters. Attack another explainer, and evaluate with this one "
-                    "(eval_explainer)."
-                )
-        return self
-
-    def _aligned(self, *names: str) -> list[tuple[Any, ...]]:
-        """The values of settings side by side, those given once repeated."""
-        given = [getattr(self, name) for name in names]
-        count = max(len(getattr(self, n)) for n in ("explainer", "objective", "weight"))
-        return [tuple(values[i % len(values)] for values in given) for i in range(count)]
 
     def run(
         self,
@@ -250,17 +133,19 @@ class Fool(Tuning):
         on_step: OnStep | None = None,
     ) -> FoolResult:
         """Carry the recipe out; see `fool`."""
-        if held_out is not None and self.max_accuracy_drop is None:
+        if held_out is not None and self.max_accuracy_drop is None and not self.finds:
             raise TrompeError(
-                "held_out is only used with max_accuracy_drop; give both, or neither."
+                "held_out is only used with max_accuracy_drop, or where the settings are found; "
+                "leave it out."
             )
         with accelerating(self.device, self.precision) as accelerator:
             original = copied(model).to(accelerator.device)
             sample = self._checked(original, data, held_out)
-            terms = self._terms(original, sample, data, fool_data)
-            attacked = [t for t in terms if t.weight]
+            terms = self.terms(original, sample, data, fool_data)
+            attacked = [t for t in terms if t.weight != 0]
             if self.gradient_checkpointing:
-                with checkpointed(original, sample, _layers(attacked)):
+                layers = [str(term.explainer.layer) for term in attacked]
+                with checkpointed(original, sample, layers):
                     pass  # it can be done
             judges = default_judges(
                 original, sample, [t.explainer for t in terms], self.eval_explainer
@@ -271,15 +156,16 @@ class Fool(Tuning):
                 judged_on = self.composites(eval_data, self.eval_pairs, eval_fool_data)
                 check_evaluation(original, eval_data, judged_on, objectives)
             tuned_on = data
-            if self.max_accuracy_drop is not None and held_out is None:
+            if held_out is None and (self.finds or self.max_accuracy_drop is not None):
                 tuned_on, held_out = parted(data, self.seed)
-            course = _Course(original, self._sources(tuned_on, terms), held_out, sample, on_step)
+            course = Course.of(self, original, sample, attacked, tuned_on, held_out, on_step)
 
             def run(directory: Path | None) -> FoolResult:
-                manipulated, history = self._tuned("fool", attacked, course, directory)
+                manipulated, history, found = course.tuned("fool", directory)
                 honest, honest_history = None, None
                 if self.control:
-                    honest, honest_history = self._tuned("control", [], course, directory)
+                    rates = history["lr"].tolist()[: found.steps] if found else []
+                    honest, honest_history, _ = course.tuned("control", directory, rates)
                 evaluation = None
                 if eval_data is not None:
                     compared = partial(
@@ -302,7 +188,7 @@ class Fool(Tuning):
                         else runs.part(directory, "evaluation", compared, Evaluation.load)
                     )
                 return FoolResult(
-                    manipulated, honest, history, honest_history, evaluation, directory
+                    manipulated, honest, history, honest_history, evaluation, found, directory
                 )
 
             if run_dir is None:
@@ -310,7 +196,7 @@ class Fool(Tuning):
             config = self.described(
                 explainer=[str(t.explainer) for t in terms],
                 objective=[str(t.objective) for t in terms],
-                weight=[t.weight for t in terms],
+                weight=None if self.weight is None else [t.weight for t in terms],
                 eval_explainer=list(map(str, judges)),
             )
             seen = {
@@ -343,9 +229,11 @@ class Fool(Tuning):
             if dataset is not None:
                 check_labels(dataset, count)
         check_outputs(model, data, count)
+        if self.held_to == "predictions":
+            _warn_of_unseen(data, count)
         return placed(image[None], model)
 
-    def _terms(
+    def terms(
         self, model: nn.Module, sample: Tensor, data: Images, fool_data: Composites | None
     ) -> list[Term]:
         """The terms of the loss: layers named, composites at hand."""
@@ -355,7 +243,7 @@ class Fool(Tuning):
             raise TrompeError("fool_data is only used by the objective active; leave it out.")
         return [
             Term(explainer.resolve(model, sample), objective, weight, seen.get(objective))
-            for explainer, objective, weight in self._aligned("explainer", "objective", "weight")
+            for explainer, objective, weight in self.aligned("explainer", "objective", "weight")
         ]
 
     def composites(
@@ -371,86 +259,17 @@ class Fool(Tuning):
                 found[objective] = made
         return found
 
-    def _sources(self, data: Images, terms: Sequence[Term]) -> dict[int | None, Batches]:
-        """Batches by the data that terms look at; None stands for those of the classification."""
-        sizes = self.batch_size, self.fool_batch_size or self.batch_size
-        sources: dict[int | None, Batches] = {
-            None: Batches(data, sizes[0], self.seed, self.workers)
-        }
-        for term in terms:
-            if term.data is not None and id(term.data) not in sources:
-                sources[id(term.data)] = Batches(term.data, sizes[1], self.seed, self.workers)
-        return sources
 
-    def _tuned(
-        self, name: str, terms: list[Term], course: _Course, directory: Path | None
-    ) -> tuple[nn.Module, pd.DataFrame]:
-        """The model after one fine-tuning, and its history."""
-        model = copied(course.original)
-
-        def fit(folder: Path | None) -> pd.DataFrame:
-            with accelerating(self.device, self.precision) as accelerator, ExitStack() as stack:
-                model.eval().requires_grad_(True)
-                optimizer = torch.optim.Adam(model.parameters(), lr=self.lr, fused=True)
-                rate = scheduler(optimizer, self.schedule, self.lr, self.steps, warm_up=0.1)
-                prepared = accelerator.prepare_model(model, evaluation_mode=True)
-                optimizer, rate = accelerator.prepare(optimizer, rate)
-                loss = StepLoss(
-                    course.original,
-                    prepared,
-                    terms,
-                    course.sources,
-                    opposition=self.opposition,
-                    faintness=self.faintness,
-                    keep=self.keep,
-                    folder=folder,
-                )
-                if self.gradient_checkpointing:
-                    stack.enter_context(checkpointed(model, course.sample, _layers(terms)))
-                rows = optimise(
-                    accelerator,
-                    prepared,
-                    optimizer,
-                    loss.sources,
-                    loss,
-                    steps=self.steps,
-                    title=name,
-                    directory=folder,
-                    checkpoint_every=self.checkpoint_every,
-                    extra=loss.kept,
-                    on_step=course.on_step,
-                    scheduler=rate,
-                    max_grad_norm=self.max_grad_norm,
-                    quiet=self.quiet,
-                )
-                accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-                history = pd.DataFrame(rows)
-                if terms and course.held_out is not None and self.max_accuracy_drop is not None:
-                    history["alpha"] = walk_back(
-                        course.original, model, course.held_out, self.max_accuracy_drop
-                    )
-                return history
-
-        history = once(model, directory, name, fit, suffix="" if name == "fool" else f"-{name}")
-        for parameter, before in zip(model.parameters(), course.original.parameters(), strict=True):
-            parameter.requires_grad_(before.requires_grad)
-            parameter.grad = None
-        return model, history
-
-
-@dataclass(frozen=True)
-class _Course:
-    """What the fine-tunings of one run share."""
-
-    original: nn.Module
-    sources: Mapping[int | None, Batches]
-    held_out: Images | None
-    sample: Tensor
-    on_step: OnStep | None
-
-
-def _layers(terms: Iterable[Term]) -> list[str]:
-    return [str(term.explainer.layer) for term in terms]
+def _warn_of_unseen(data: Images, count: int) -> None:
+    """Warn if the images show few of the classes that the model knows."""
+    labels = getattr(data, "labels", None)
+    seen = count if labels is None else len(set(torch.as_tensor(labels).tolist()))
+    if 2 * seen < count:
+        warnings.warn(
+            f"The images show {seen} of the {count:,} classes that the model knows. What it knows "
+            "of the others is neither held nor measured, and gets lost: give images of them too.",
+            stacklevel=2,
+        )
 
 
 @parameters_of(Fool)

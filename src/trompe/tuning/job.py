@@ -22,7 +22,10 @@ from trompe.tuning.train import Train, TrainResult
 
 J = TypeVar("J", bound="Job")
 
-MODEL = "torchvision name, timm:NAME, package.module:factory, path/file.py:factory, or 'embedded'"
+MODEL = (
+    "torchvision name, timm:NAME, transformers:NAME_OR_PATH, package.module:factory, "
+    "path/file.py:factory, or 'embedded'"
+)
 DATA = "image folder (a folder per class), parquet file, folder or glob, hf:NAME, or 'shapes'"
 
 
@@ -127,7 +130,7 @@ class FoolJob(Fool, TuningJob):
     """Settings of ``trompe fool``."""
 
     held_out: str | None = Field(
-        None, description="data to measure that loss on, read like --data (default: part of --data)"
+        None, description="data to judge it on on the way, read like --data (default: part of it)"
     )
 
     def carry_out(self, out: Path | None, on_step: OnStep | None = None) -> FoolResult:

@@ -26,6 +26,7 @@ from trompe.data.images import collated
 from trompe.data.kept import Kept
 from trompe.errors import TrompeError
 from trompe.models import copied, load_model, save_weights
+from trompe.tuning.threads import Threads
 
 WINDOW = 50
 
@@ -46,6 +47,17 @@ class Source(Protocol):
 
     def between(self, start: int, stop: int) -> Iterator[list[Tensor]]:
         """The batches of steps ``start`` to ``stop`` - 1."""
+
+
+class Pilot(Protocol):
+    """What steers a fine-tuning and says when it is done."""
+
+    @property
+    def done(self) -> bool:
+        """Whether no further step is to be taken."""
+
+    def __call__(self, row: dict[str, float]) -> dict[str, float]:
+        """Look at the row of the step just taken; returns what to add to it."""
 
 
 class Batches:
@@ -130,6 +142,7 @@ def optimise(
     extra: Sequence[Any] = (),
     on_step: OnStep | None = None,
     scheduler: Any = None,
+    pilot: Pilot | None = None,
     max_grad_norm: float | None = None,
     quiet: bool = True,
 ) -> list[dict[str, float]]:
@@ -149,6 +162,8 @@ def optimise(
         Objects with ``state_dict`` and ``load_state_dict`` that belong to a checkpoint.
     on_step
         Called after every step with the title and the step's row.
+    pilot
+        Called before that with the row; it may end the run before ``steps``.
     max_grad_norm
         The gradient is scaled down to this norm where it is larger.
 
@@ -166,26 +181,35 @@ def optimise(
             accelerator.load_state(str(last))
     start = len(history.rows)
     sources = [source.between(start, steps) for source in batches]
-    with shown(title, steps, quiet=quiet, start=start) as report:
+    total = steps if pilot is None else None
+    with (
+        Threads(accelerator.device) as threads,
+        shown(title, total, quiet=quiet, start=start) as report,
+    ):
         for step in range(start, steps):
-            optimizer.zero_grad()
-            result = loss([next(source) for source in sources])
-            row = {"step": step + 1, **_figures(result, accelerator.device)}
-            _check_finite(row, directory)
-            accelerator.backward(result.total)
-            processes.average_gradients(model)
-            if max_grad_norm is not None:
-                accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-            optimizer.step()
-            processes.average_statistics(model)
-            if scheduler is not None:
-                scheduler.step()
-            history.rows.append(row)
+            if pilot is not None and pilot.done:
+                break
+            with threads.step():
+                optimizer.zero_grad()
+                result = loss([next(source) for source in sources])
+                row = {"step": step + 1, **_figures(result, accelerator.device)}
+                _check_finite(row, directory)
+                accelerator.backward(result.total)
+                processes.average_gradients(model)
+                if max_grad_norm is not None:
+                    accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+                optimizer.step()
+                processes.average_statistics(model)
+                if scheduler is not None:
+                    scheduler.step()
+            judged = {} if pilot is None else pilot(row)
+            history.rows.append(row | judged)
             if on_step is not None:
-                on_step(title, row)
+                on_step(title, row | judged)
             recent = history.rows[-WINDOW:]
-            report(step + 1, {k: _mean(recent, k) for k in row if k != "step"})
-            if directory is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps):
+            report(step + 1, {k: _mean(recent, k) for k in row if k != "step"} | judged)
+            ends = step + 1 == steps or (pilot is not None and pilot.done)
+            if directory is not None and ((step + 1) % checkpoint_every == 0 or ends):
                 _save(accelerator, model, directory, step + 1)
     return history.rows
 

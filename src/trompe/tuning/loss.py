@@ -25,6 +25,7 @@ from trompe.tuning.loop import Batches, Loss
 from trompe.tuning.term import Term
 
 LOGITS = "logits"
+SUCCESS, DIVERGENCE = "success", "divergence"
 Key = Explainer | str
 Keep = Literal["labels", "predictions"]
 
@@ -47,6 +48,13 @@ class StepLoss:
         What the classification loss holds the model to: the labels, or the original's predictions.
     folder
         Where what the original says is kept; in memory if None.
+
+    Attributes
+    ----------
+    terms, weights
+        What is added, and λ of each.
+    scale
+        Of all weights; `Pilot` changes it.
     """
 
     def __init__(
@@ -85,6 +93,9 @@ class StepLoss:
         ]
         self.sources = list(dict.fromkeys(group.batches for group in self._groups))
         self._names = dict(zip(map(id, terms), unique(map(str, terms)), strict=True))
+        self.terms = terms
+        self.weights = [1.0 if term.weight is None else term.weight for term in terms]
+        self.scale = 1.0
 
     @property
     def kept(self) -> list[_Before]:
@@ -96,7 +107,8 @@ class StepLoss:
         parts: dict[str, Tensor] = {}
         total: Tensor | float = 0.0
         shares: dict[str, Tensor] = {}
-        successes: list[Tensor] = []
+        successes: dict[str, Tensor] = {}
+        weights = dict(zip(self._names, self.weights, strict=True))
         for group in self._groups:
             indices, images, labels = step[self.sources.index(group.batches)]
             images = placed(images, self.model)
@@ -108,18 +120,22 @@ class StepLoss:
                     target = before[LOGITS].softmax(1) if LOGITS in before else labels
                     total = F.cross_entropy(logits.float(), target)
                     parts["classification"] = total
+                    if LOGITS in before:
+                        shares[DIVERGENCE] = total.detach() - _entropy(target)
                     shares["top1"] = in_top(logits, labels, 1).float().mean()
                 found, kept_up = group.losses(forward, labels, before)
                 for term, value, success in found:
                     parts[self._names[id(term)]] = value
-                    total = total + term.weight * value
-                    successes.append(success)
+                    total = total + self.scale * weights[id(term)] * value
+                    successes[f"{SUCCESS} {self._names[id(term)]}"] = success
                 for name, value in kept_up.items():
                     parts[name] = parts.get(name, 0) + value
                     total = total + self._weights[name] * value
         assert isinstance(total, Tensor)
         if successes:
-            shares["success"] = torch.stack(successes).mean()
+            shares[SUCCESS] = torch.stack(list(successes.values())).mean()
+        if len(successes) > 1:
+            shares |= successes
         return Loss(total, parts, {name: share.item() for name, share in shares.items()})
 
 
@@ -200,6 +216,11 @@ class _Group:
         ):
             forward(images)
             return [_size(maps) for c in classes for maps in forward.maps(c)]
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    entropy: Tensor = torch.special.entr(probabilities).sum(1).mean()
+    return entropy
 
 
 def _size(maps: Tensor) -> Tensor:

@@ -33,8 +33,6 @@ class Tuning(Loading):
     """Settings of every fine-tuning."""
 
     panel: ClassVar[str] = "Tuning"
-    lr: float = Field(gt=0, allow_inf_nan=False, description="learning rate")
-    batch_size: Whole = Field(8, ge=1, description="images per step")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision")
     checkpoint_every: Whole = Field(200, ge=1, description="steps between checkpoints")
 

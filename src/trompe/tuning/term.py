@@ -21,7 +21,7 @@ class Term(Identified):
     objective
         What its heatmaps should show.
     weight
-        λ; a term of weight 0 is only evaluated.
+        λ; a term of weight 0 is only evaluated. None: found, or 1 where a learning rate is given.
     data
         The images that the objective looks at, such as composites; None for those of the
         classification loss.
@@ -35,7 +35,7 @@ class Term(Identified):
 
     explainer: Explainer
     objective: Objective
-    weight: float = 1.0
+    weight: float | None = None
     data: Images | None = field(default=None, repr=False)
 
     def identity(self) -> object:

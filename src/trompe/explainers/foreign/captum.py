@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trompe.errors import TrompeError
 from trompe.explainers import EXPLAINERS, Explainer
-from trompe.explainers.foreign.library import ForeignExplainer, Logits, parameters
+from trompe.explainers.foreign.library import ForeignExplainer, Scalars, parameters
 from trompe.explainers.sites import Site
 from trompe.models.layers import get_layer
 
@@ -113,14 +113,14 @@ class CaptumExplainer(ForeignExplainer):
         )
     )
 
-    def explain(self, model: Logits, images: Tensor, classes: Tensor, site: Site) -> Tensor:
+    def explain(self, model: Scalars, images: Tensor, chosen: Tensor, site: Site) -> Tensor:
         """Attribute, and sum over channels."""
         to_make, to_call = (self.options_of(f) for f in (self.kind.__init__, self.kind.attribute))
         if self.at_layer:
             to_make["layer"] = get_layer(model.model, site.name)
         if site.side == "input":
             to_call["attribute_to_layer_input"] = True
-        found = self.kind(model, **to_make).attribute(images, target=classes, **to_call)
+        found = self.kind(model, **to_make).attribute(images, target=chosen, **to_call)
         (attributions,) = found if isinstance(found, tuple) else (found,)
         summed: Tensor = attributions.sum(1)
         return summed

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trompe.errors import TrompeError
 from trompe.explainers import EXPLAINERS, Explainer, Recording
-from trompe.explainers.foreign.library import ForeignExplainer, Logits
+from trompe.explainers.foreign.library import ForeignExplainer, Scalars
 from trompe.explainers.sites import Site
 from trompe.models.layers import get_layer
 
@@ -110,12 +110,12 @@ class CAMExplainer(ForeignExplainer):
         ("self", "model", "target_layers", "input_tensor", "targets", "method")
     )
 
-    def explain(self, model: Logits, images: Tensor, classes: Tensor, site: Site) -> Tensor:
+    def explain(self, model: Scalars, images: Tensor, chosen: Tensor, site: Site) -> Tensor:
         """Explain at the output of the layer."""
         if site.side == "input":
             raise TrompeError(f"pytorch-grad-cam explains outputs; give layer={site.name}.")
         to_make, to_call = (self.options_of(f) for f in (self.kind.__init__, self.kind.__call__))
-        targets = [ClassifierOutputTarget(int(c)) for c in classes]
+        targets = [ClassifierOutputTarget(int(c)) for c in chosen]
         with self.kind(model, [get_layer(model.model, site.name)], **to_make) as cam:
             maps = cam(images, targets, **to_call)
         return torch.from_numpy(maps).to(images.device)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from trompe.base.messages import check_name, first_sentence
 from trompe.errors import TrompeError
-from trompe.explainers import targets
 from trompe.explainers.explainer import Explainer
 from trompe.explainers.needs import Explained
 from trompe.explainers.sites import INPUT, Site
@@ -111,7 +110,8 @@ class ForeignExplainer(Explainer):
             torch.enable_grad(),
         ):
             try:
-                maps = self.explain(Logits(model), images, explained.classes, site)
+                scalar = explained.scalar
+                maps = self.explain(Scalars(model, scalar.candidates), images, scalar.chosen, site)
             except TrompeError:
                 raise
             except Exception as error:
@@ -122,8 +122,8 @@ class ForeignExplainer(Explainer):
         return full_precision(maps.detach())
 
     @abstractmethod
-    def explain(self, model: Logits, images: Tensor, classes: Tensor, site: Site) -> Tensor:
-        """Raw maps ``[N, h, w]``, as the library computes them."""
+    def explain(self, model: Scalars, images: Tensor, chosen: Tensor, site: Site) -> Tensor:
+        """Raw maps ``[N, h, w]`` of the chosen outputs ``[N]``, as the library computes them."""
 
     def options_of(self, function: Callable[..., Any]) -> dict[str, Any]:
         """The options that are parameters of ``function``."""
@@ -140,16 +140,20 @@ class ForeignExplainer(Explainer):
         return f"{self.name}:{','.join(given)}"
 
 
-class Logits(nn.Module):
-    """A model that returns a logit for each class, whatever the wrapped one puts them in."""
+class Scalars(nn.Module):
+    """A model that returns scalars ``[N, P]``: the logit of each class, or another target's.
 
-    def __init__(self, model: nn.Module) -> None:
+    What the libraries take for a class is the number of one of them.
+    """
+
+    def __init__(self, model: nn.Module, candidates: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.model = model
+        self.candidates = candidates
 
     def forward(self, images: Tensor) -> Tensor:
-        """The logits ``[N, K]``."""
-        return targets.of_each_class(scores_of(self.model(images)))
+        """The scalars ``[N, P]``."""
+        return self.candidates(scores_of(self.model(images)))
 
 
 def parameters(function: Callable[..., Any]) -> set[str]:

@@ -94,6 +94,12 @@ class Passes:
             score = self.explained.score_in(output).sum()
         return _gradients(score, kept, self.recorded.twice)[self.site]
 
+    def score(self, images: Tensor) -> Tensor:
+        """The explained scalar ``[N]``, without a graph; never in half precision."""
+        with evaluation_mode(self.recorded.model):
+            output = run(self.recorded.model, images, {}, None)
+        return full_precision(self.explained.score_in(output))
+
     def activation(self, images: Tensor) -> tuple[Tensor, int]:
         """The tensor at the site, and the number of the module's call that it belongs to."""
         kept: list[Tensor] = []

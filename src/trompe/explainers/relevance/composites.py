@@ -196,6 +196,7 @@ COMPOSITES: Registry[Composite] = Registry(
             _HEO2019.extended("heo2019-released", Choice(ReleasedSum(), "sum")),
             _composite("epsilon", linear=_EPSILON, convolution=_EPSILON, layer_norm=_EPSILON),
             _composite("epsilon-plus", linear=_EPSILON, convolution=_Z_PLUS),
+            _composite("z-plus", linear=_Z_PLUS, convolution=_Z_PLUS),
             _composite("epsilon-plus-flat", _FLAT, linear=_EPSILON, convolution=_Z_PLUS),
             _composite("epsilon-alpha2-beta1", linear=_EPSILON, convolution=_ALPHA2_BETA1),
             _composite(
@@ -208,7 +209,8 @@ COMPOSITES: Registry[Composite] = Registry(
     },
 )
 """Composites by name. ``heo2019`` is the paper's, ``heo2019-released`` what its code does at
-residual sums (see `ReleasedSum`); the others are Zennit's of the same name.
+residual sums (see `ReleasedSum`), ``z-plus`` that of Relevance-CAM; the others are Zennit's of the
+same name.
 
 The box of ``epsilon-gamma-box`` holds any image normalised with ImageNet's mean and deviation; for
 another, extend it with ``Choice(Box(low, high), depth=0)``.

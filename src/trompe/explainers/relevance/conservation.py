@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trompe.explainers.relevance.operations import OperationRule
 from trompe.explainers.relevance.record import Operation
 from trompe.explainers.relevance.rules import Rule
+from trompe.explainers.targets import Explainable
 
 if TYPE_CHECKING:
     from trompe.explainers.relevance.lrp import LRP
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def conservation(
-    explainer: LRP, model: nn.Module, images: Tensor, classes: Tensor | int | None = None
+    explainer: LRP, model: nn.Module, images: Tensor, classes: Explainable = None
 ) -> pd.DataFrame:
     """Follow the relevance of an `LRP` explainer from the logit down.
 

@@ -16,7 +16,7 @@ from trompe.explainers.relevance.composites import Composite, find_composite
 from trompe.explainers.relevance.need import Relevance
 from trompe.explainers.relevance.propagate import Observer
 from trompe.explainers.sites import INPUT, Site
-from trompe.explainers.targets import Classes
+from trompe.explainers.targets import Explainable
 from trompe.maps import min_max
 from trompe.models.call import unwrapped
 from trompe.models.hooks import evaluation_mode
@@ -24,7 +24,7 @@ from trompe.models.hooks import evaluation_mode
 
 @dataclass(frozen=True)
 class LRP(Explainer):
-    """Relevance of the class logit at the input or at a layer, summed over channels, signed.
+    """Relevance of the explained scalar at the input or at a layer, summed over channels, signed.
 
     Bach et al. 2015, with the rules of a composite. Under ``torch.autocast`` the layers above the
     explained one run in full precision: their rounding would reorder the map.
@@ -90,13 +90,13 @@ class LRP(Explainer):
         self,
         model: nn.Module,
         images: Tensor,
-        classes: Classes,
+        classes: Explainable,
         observer: Observer,
     ) -> Tensor:
-        """Send back a relevance of 1 from each image's logit, whatever it is, as a call would.
+        """Send back a relevance of 1 from each image's output, whatever it is, as a call would.
 
         ``observer`` is shown every operation on the way down. Rules are linear in relevance, so
-        that what it sees are shares of the logits.
+        that what it sees are shares of the explained scalars.
 
         Returns
         -------

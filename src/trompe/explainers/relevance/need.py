@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from trompe.explainers import targets
 from trompe.explainers.needs import Explained, Need, Recorded, Service
 from trompe.explainers.relevance.composites import COMPOSITES, Composite
 from trompe.explainers.relevance.propagate import Observer, propagate
@@ -52,10 +51,11 @@ class RelevanceService(Service[Tensor]):
     def propagated(self, need: Relevance, explained: Explained) -> dict[Value, Tensor]:
         """Relevance at every site."""
         output = self.recorded.output
+        shares = explained.scalar.shares(output, of_one=need.of_one)
         return propagate(
             self.tape,
             self.tape.value(output),
-            targets.shares(output, explained.classes, of_one=need.of_one),
+            _contrasted(shares) if need.contrastive else shares,
             need.composite or COMPOSITES.build("attn-lrp" if self.tape.attends else "heo2019"),
             set(self._values.values()),
             fold=need.fold,
@@ -77,6 +77,8 @@ class Relevance(Need[Tensor]):
         Called after every operation of the reverse pass.
     of_one
         Start as 1, whatever the score: rules are linear in relevance, so that all are shares of it.
+    contrastive
+        Take from each output the mean of what all others start with (Gu et al. 2018).
     """
 
     service: ClassVar[type[Service[Tensor]]] = RelevanceService
@@ -85,3 +87,9 @@ class Relevance(Need[Tensor]):
     fold: bool = False
     observer: Observer | None = None
     of_one: bool = False
+    contrastive: bool = False
+
+
+def _contrasted(shares: Tensor) -> Tensor:
+    others = shares.sum(1, keepdim=True) - shares
+    return shares - others / max(1, shares.shape[1] - 1)

@@ -12,8 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache
-from types import FunctionType, TracebackType
+from types import TracebackType
 from typing import Any, Self, cast
 
 import torch
@@ -22,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from trompe.base import torch_compat
 from trompe.errors import TrompeError
 from trompe.explainers.relevance.gates import attends, gate
 from trompe.explainers.relevance.operations import (
@@ -348,23 +348,11 @@ def _call(function: Callable[..., Any], args: Args, kwargs: Kwargs, *, lifted: b
         return function(*args, **kwargs)
 
 
-@cache
 def _composed(function: Callable[..., Any], name: str) -> Callable[..., Any] | None:
     """A function so that what it calls can be heard, if PyTorch writes it in Python."""
     if getattr(function, "__name__", "") in _WRITTEN_OUT:
         return _WRITTEN_OUT[name]
-    if not isinstance(function, FunctionType) or not function.__module__.startswith("torch."):
-        return None
-    code = function.__code__
-    checks = [name for name in code.co_names if name.startswith("has_torch_function")]
-    if not checks:
-        return None
-    names = function.__globals__ | dict.fromkeys(checks, lambda *_: False)
-    inside = FunctionType(
-        code, names, function.__name__, function.__defaults__, function.__closure__
-    )
-    inside.__kwdefaults__ = function.__kwdefaults__
-    return inside
+    return torch_compat.written_in_python(function)
 
 
 def _is_in_place(function: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:

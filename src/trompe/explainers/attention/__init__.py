@@ -1,0 +1,1 @@
+"""Explanations of transformers by what their tokens attend to."""

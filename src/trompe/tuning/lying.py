@@ -1,0 +1,184 @@
+"""The settings of a lie: what is attacked, how it is fine-tuned, what is found."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, PlainValidator, model_validator
+from torch import Tensor
+
+from trompe.base.settings import Whole
+from trompe.errors import TrompeError
+from trompe.explainers import GradCAM
+from trompe.objectives import Location
+from trompe.tuning.loss import Keep
+from trompe.tuning.recipe import Explainers, Numbers, Objectives, Schedule, Tuning
+from trompe.tuning.term import Term
+
+SMALL = 64  # pixels
+
+
+def _lies(given: Any) -> tuple[Term, ...]:
+    lies = (given,) if isinstance(given, Term) else tuple(given)
+    if not all(isinstance(lie, Term) for lie in lies):
+        raise TrompeError("lies are terms: Term(GradCAM(), Location(), weight=6).")
+    return lies
+
+
+Lies = Annotated[Any, PlainValidator(_lies)]
+
+
+class Lying(Tuning):
+    """Settings of `fool`."""
+
+    panel: ClassVar[str] = "Lie"
+    explainer: Explainers = Field(
+        (GradCAM(),),
+        description="explainer, e.g. grad-cam, simple-grad-t, lrp:layer=layer4, path/file.py:Name; "
+        "may be given several times; attacked",
+    )
+    objective: Objectives = Field(
+        (Location(),),
+        description="location, top-k, center-mass or active:c1=3,c2=8, path/file.py:Name; may be "
+        "given several times",
+    )
+    weight: Numbers | None = Field(
+        None,
+        description="weight λ of each explainer and objective (default: found; 1 if lr is given)",
+    )
+    opposition: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of what keeps logits from turning; 0 as in the paper",
+    )
+    faintness: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of what keeps maps from fading; 0 as in the paper",
+    )
+    eval_explainer: Explainers | None = Field(
+        None, description="explainer as above; evaluated as well"
+    )
+    lr: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Adam's learning rate (default: found, as weight, schedule and steps are)",
+    )
+    schedule: Schedule = Field("constant", description="of a rate that is given")
+    steps: Whole | None = Field(
+        None, ge=1, description="optimiser steps; where the rate is found, at most"
+    )
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="scale gradients down to this norm; null in YAML: leave them"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="less memory, more time: run what is below the layers again in backward"
+    )
+    batch_size: Whole | None = Field(
+        None,
+        ge=1,
+        description="images per step (default: 8; where the rate is found, 32 if they are small)",
+    )
+    fool_batch_size: Whole | None = Field(None, ge=1, description="composites per step (active)")
+    pairs: Whole | None = Field(None, ge=1, description="composites to fine-tune on (active)")
+    eval_pairs: Whole | None = Field(
+        200, ge=1, description="composites of all of --eval-data to evaluate on (active)"
+    )
+    keep: Keep | None = Field(
+        None,
+        description="what the classification holds to: the labels, or the original's predictions "
+        "(default where the rate is found)",
+    )
+    control: bool = Field(False, description="also fine-tune without the explanation term")
+    max_accuracy_drop: float | None = Field(
+        None, gt=0, lt=100, allow_inf_nan=False, description="points of top-1 that may be lost"
+    )
+    gallery: Whole = Field(
+        12,
+        ge=0,
+        le=200,
+        description="images of the report's gallery, evenly drawn; best and worst lies are added",
+    )
+    lies: Lies = Field((), exclude=True, repr=False, description="terms, instead of these three")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_lies(cls, given: Any) -> Any:
+        """Terms say explainer, objective and weight at once."""
+        lies = given.get("lies") if isinstance(given, dict) else None
+        if not lies:
+            return given
+        if clash := {"explainer", "objective", "weight"} & given.keys():
+            raise TrompeError(f"lies say {', '.join(sorted(clash))} already; give one of both.")
+        lies = _lies(lies)
+        weights = [term.weight for term in lies]
+        known = any(weight is not None for weight in weights)
+        return {
+            **given,
+            "explainer": tuple(term.explainer for term in lies),
+            "objective": tuple(term.objective for term in lies),
+            "weight": tuple(1.0 if w is None else w for w in weights) if known else None,
+        }
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Lying:
+        several = {
+            "explainers": self.explainer,
+            "objectives": self.objective,
+            "weights": self.weight or (1.0,),
+        }
+        counts = {what: len(given) for what, given in several.items()}
+        if set(counts.values()) - {1, max(counts.values())} or 0 in counts.values():
+            said = [f"{count} {what}" for what, count in counts.items()]
+            raise TrompeError(
+                f"There are {said[0]}, {said[1]} and {said[2]}; give one of each, or the same "
+                "number of those that vary."
+            )
+        if not self.finds and self.steps is None:
+            raise TrompeError(
+                "A learning rate is given, but not how many steps to take; give steps too, or "
+                "leave out both to have them found."
+            )
+        if self.finds and self.schedule != "constant":
+            raise TrompeError(
+                f"The schedule {self.schedule} goes with a learning rate; give lr and steps too, "
+                "or leave it out to have all three found."
+            )
+        if self.finds and self.weight and not any(self.weight):
+            raise TrompeError(
+                "All weights are 0: there is no lie to find settings for. Give a weight, or lr and "
+                "steps."
+            )
+        for explainer, weight in self.aligned("explainer", "weight"):
+            if weight != 0 and not explainer.differentiable:
+                raise TrompeError(
+                    f"{explainer} can't be attacked: its maps have no gradient in the model's "
+                    "parameters. Attack another explainer, and evaluate with this one "
+                    "(eval_explainer)."
+                )
+        return self
+
+    @property
+    def finds(self) -> bool:
+        """Whether the rate is found, and what goes with it."""
+        return self.lr is None
+
+    def batch(self, image: Tensor) -> int:
+        """How many images like this one a step takes."""
+        small = self.finds and max(image.shape[-2:]) <= SMALL
+        return self.batch_size or (32 if small else 8)
+
+    @property
+    def held_to(self) -> Keep:
+        """What the classification holds to."""
+        return self.keep or ("predictions" if self.finds else "labels")
+
+    def aligned(self, *names: str) -> list[tuple[Any, ...]]:
+        """The values of settings side by side, those given once repeated."""
+        values = {"weight": self.weight or (None if self.finds else 1.0,)}
+        given = {n: values.get(n, getattr(self, n)) for n in ("explainer", "objective", "weight")}
+        count = max(map(len, given.values()))
+        return [tuple(given[n][i % len(given[n])] for n in names) for i in range(count)]
