@@ -119,7 +119,7 @@ if __name__ == "__main__":
         with TABLE.open(newline="") as file:
             known = {line["network"]: line for line in csv.DictReader(file)}
     made = {name: (make, side) for name, make, side in networks()}
-    for wanted in made.keys() - known.keys():
+    for wanted in [name for name in made if name not in known]:
         known[wanted] = row(wanted, *made[wanted])
         gc.collect()
         with TABLE.open("w", newline="") as file:
