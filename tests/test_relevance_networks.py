@@ -120,6 +120,7 @@ ZENNIT = {
         ReleasedNorm(),
     ),
     "epsilon-plus": lambda c: EpsilonPlus(canonizers=c),
+    "z-plus": of_layers(*[ZennitAlphaBeta(alpha=1, beta=0)] * 2, Norm()),
     "epsilon-plus-flat": lambda c: EpsilonPlusFlat(canonizers=c),
     "epsilon-alpha2-beta1": lambda c: EpsilonAlpha2Beta1(canonizers=c),
     "epsilon-alpha2-beta1-flat": lambda c: EpsilonAlpha2Beta1Flat(canonizers=c),

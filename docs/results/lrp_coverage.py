@@ -6,7 +6,7 @@ writes ``lrp_coverage.csv`` beside it, one row per network, with random weights:
 ``lrp`` and ``lrp-t``, each with its default composite, are finite in single precision, and in
 double precision the shares of the explained logit that arrive at the image and that are lost to
 biases (the constants of a softmax among them), to stabilisers and to other causes, as
-`conservation` has them.
+`conservation` has them. Rows that the file has already are kept: delete it to begin anew.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from trompe.explainers import parse_explainer
 from trompe.explainers.relevance import conservation
 
 TABLE = Path(__file__).with_name("lrp_coverage.csv")
+COLUMNS = ("network", "pixels", "lrp", "lrp-t", "arrived", "bias", "stabiliser", "other")
 
 TORCHVISION = {"vit_h_14": 56, "maxvit_t": 224, "googlenet": 96, "inception_v3": 96}
 """Those of torchvision that take no images of 64 pixels, each with a size that it takes."""
@@ -113,11 +114,15 @@ def row(name: str, make: Callable[[], nn.Module], side: int) -> dict[str, str]:
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
     warnings.simplefilter("ignore")
-    with TABLE.open("w", newline="") as file:
-        columns = ("network", "pixels", "lrp", "lrp-t", "arrived", "bias", "stabiliser", "other")
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        for name, make, side in networks():
-            writer.writerow(row(name, make, side))
-            file.flush()
-            gc.collect()
+    known = {}
+    if TABLE.exists():
+        with TABLE.open(newline="") as file:
+            known = {line["network"]: line for line in csv.DictReader(file)}
+    made = {name: (make, side) for name, make, side in networks()}
+    for wanted in [name for name in made if name not in known]:
+        known[wanted] = row(wanted, *made[wanted])
+        gc.collect()
+        with TABLE.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(known[name] for name in made if name in known)

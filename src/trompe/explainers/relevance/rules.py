@@ -163,7 +163,7 @@ class Gamma(Rule):
             z = s.apply(s.inputs[0], s.weight, s.bias)
         return [
             _signed(s, side, relevance * where, self.stabiliser, gamma=self.gamma)
-            for side, where in (("min", z > 0), ("max", z < 0))
+            for side, where in (("min", z >= 0), ("max", z < 0))
         ]
 
 
