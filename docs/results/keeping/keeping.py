@@ -28,7 +28,7 @@ from trompe.objectives import Objective
 from trompe.tuning.course import Course
 from trompe.tuning.job import FoolJob
 from trompe.tuning.loss import StepLoss
-from trompe.tuning.pilot import WARM_UP, Average
+from trompe.tuning.pilot import WARM_UP, Average, rates_for
 
 STEPS, JUDGED, FALL = (
     300,
@@ -108,13 +108,16 @@ def tuned(course: Course, way: Way, steps: int) -> nn.Module:
         terms = [replace(t, objective=replace(t.objective, margin=None)) for t in terms]
     lies = StepLoss(course.original, model, terms, course.sources, keep=way.keep)
     kept_features, close = features(model)
-    optimizer = torch.optim.Adam(moving, lr=course.lr)
+    rates = rates_for(moving)
+    groups = [{"params": [p], "lr": lr} for p, lr in zip(moving, rates, strict=True)]
+    optimizer = torch.optim.Adam(groups)
     average = Average(model, copied(course.original))
     generator = torch.Generator().manual_seed(0)
     batches = zip(*(source.between(0, steps) for source in lies.sources), strict=True)
     for step, batch in enumerate(batches):
         share = min(1.0, (step + 1) / WARM_UP, (steps - step) / (FALL * steps))
-        optimizer.param_groups[0]["lr"] = course.lr * way.rate * share
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * way.rate * share
         optimizer.zero_grad()
         kept_features.clear()
         loss = lies(batch)

@@ -32,7 +32,7 @@ BARS = 36  # of a distribution
 # Columns of the history that are no term of the objective.
 FIGURES = {
     *("step", "loss", "classification", "opposition", "faintness", "success", "top1", "alpha"),
-    *("lr", "divergence", "held_out_success", "held_out_top1"),
+    *("lr", "divergence", "held_out_success", "held_out_top1", "held_out_divergence"),
 }
 
 

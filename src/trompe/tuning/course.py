@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -22,7 +23,17 @@ from trompe.tuning.budget import walk_back
 from trompe.tuning.loop import Batches, OnStep, once, optimise
 from trompe.tuning.loss import StepLoss
 from trompe.tuning.lying import Lying
-from trompe.tuning.pilot import JUDGED, MOST_STEPS, Average, Found, Pilot, Replay, rate_for, weighed
+from trompe.tuning.pilot import (
+    JUDGED,
+    MOST_STEPS,
+    Average,
+    Found,
+    Pilot,
+    Rates,
+    Replay,
+    rates_for,
+    weighed,
+)
 from trompe.tuning.recipe import scheduler
 from trompe.tuning.term import Term
 
@@ -46,8 +57,6 @@ class Course:
         classification.
     moves
         The names of the parameters that are fine-tuned.
-    lr
-        The highest learning rate.
     held_out
         Images that are not fine-tuned on.
     judges, judged_on
@@ -60,7 +69,6 @@ class Course:
     terms: Sequence[Term]
     sources: Sources
     moves: Collection[str]
-    lr: float
     held_out: Images | None
     on_step: OnStep | None
     judges: Sequence[Term] = ()
@@ -81,9 +89,7 @@ class Course:
         names = [name for name, _ in original.named_parameters()]
         if recipe.lr is not None:
             sources = _sources(recipe, recipe.batch(sample), data, attacked)
-            return cls(
-                recipe, original, sample, attacked, sources, names, recipe.lr, held_out, on_step
-            )
+            return cls(recipe, original, sample, attacked, sources, names, held_out, on_step)
         assert held_out is not None
         parts = {id(t.data): parted(t.data, recipe.seed) for t in attacked if t.data is not None}
         tuned_on, judged_on = (
@@ -106,7 +112,6 @@ class Course:
             terms,
             sources,
             [name for name, p in original.named_parameters() if id(p) in known],
-            rate_for(moving),
             held_out,
             on_step,
             judges,
@@ -114,11 +119,11 @@ class Course:
         )
 
     def tuned(
-        self, name: str, directory: Path | None, rates: Sequence[float] = ()
+        self, name: str, directory: Path | None, taken: Sequence[float] = ()
     ) -> tuple[nn.Module, pd.DataFrame, Found | None]:
         """The model after one fine-tuning, its history, and the settings that were found.
 
-        The control has no lies, and takes the ``rates`` of the lie, if these were found.
+        The control has no lies, and repeats the rates ``taken`` by the lie, if they were found.
         """
         recipe = self.recipe
         model = copied(self.original)
@@ -130,12 +135,11 @@ class Course:
             with accelerating(recipe.device, recipe.precision) as accelerator, ExitStack() as stack:
                 for key, parameter in model.eval().named_parameters():
                     parameter.requires_grad_(key in self.moves)
-                moving = [p for p in model.parameters() if p.requires_grad]
                 steps = recipe.steps or MOST_STEPS
-                optimizer = torch.optim.Adam(moving, lr=self.lr, fused=True)
+                optimizer = torch.optim.Adam(_groups(model, recipe.lr), fused=True)
                 rate = None
                 if recipe.lr is not None:
-                    rate = scheduler(optimizer, recipe.schedule, self.lr, steps, warm_up=0.1)
+                    rate = scheduler(optimizer, recipe.schedule, recipe.lr, steps, warm_up=0.1)
                 prepared = accelerator.prepare_model(model, evaluation_mode=True)
                 optimizer, rate = accelerator.prepare(optimizer, rate)
                 loss = self._loss(prepared, terms, self.sources, folder)
@@ -145,9 +149,9 @@ class Course:
                     if terms:
                         judge = self._loss(average.model, self.judges, self.judged_on)
                         budget = recipe.max_accuracy_drop
-                        pilot = Pilot(average, optimizer, self.lr, loss, judge, steps, budget)
+                        pilot = Pilot(average, Rates(optimizer), loss, judge, steps, budget)
                     else:
-                        pilot = Replay(average, optimizer, rates)
+                        pilot = Replay(average, Rates(optimizer), taken)
                 if recipe.gradient_checkpointing:
                     layers = [str(term.explainer.layer) for term in terms]
                     stack.enter_context(checkpointed(model, self.sample, layers))
@@ -207,6 +211,15 @@ class Course:
             keep=self.recipe.held_to,
             folder=folder,
         )
+
+
+def _groups(model: nn.Module, lr: float | None) -> list[dict[str, Any]]:
+    """What moves in a model, by learning rate."""
+    moving = [p for p in model.parameters() if p.requires_grad]
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for parameter, own in zip(moving, rates_for(moving), strict=True):
+        by_rate.setdefault(own if lr is None else lr, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
 
 
 def _sources(

@@ -3,8 +3,8 @@
 The rate rises to one that moves each layer's output by a set share, and stays until the lie has
 taken on the images of a step. Then it falls to 0, which brings the accuracy back. Weights are
 averaged over the steps; now and then these are judged on images that are not fine-tuned on. They
-are kept as soon as nearly all of these images are fooled and hardly any is predicted worse. Where
-that is not reached, another round begins, with a weight or a rate that goes by what is missing.
+are kept as soon as nearly all of these images are fooled and their predictions stay. Where that is
+not reached, another round begins, with a weight or a rate that goes by what is missing.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ SHORTEST, LONGEST = 60, 2000  # steps in which the rate falls
 ROUNDS = 4
 CHECK_EVERY = 50  # steps
 JUDGED = 200  # images
-FOOLED, LOST = 0.97, 0.5  # share of them that is enough; points of top-1 that are nothing
-PRICE = 5  # points of success that a point of top-1 is worth
+FOOLED, LOST, DIVERGED = 0.97, 1.0, 0.1  # enough of them; points of top-1, nats that are nothing
+PRICE = 5  # points of success that a point of top-1 is worth, or a twentieth of a nat
 MOST_STEPS = 6000
 FILE = "found.json"
 FIRST = 4  # batches that weigh the terms
@@ -51,21 +51,22 @@ def rounded(value: float) -> float:
     return round(value, 1 - floor(log10(abs(value)))) if value else 0.0
 
 
-def rate_for(parameters: Sequence[nn.Parameter]) -> float:
-    """Adam's learning rate for some weights.
+def rates_for(parameters: Sequence[nn.Parameter]) -> list[float]:
+    """Adam's learning rate for each tensor of weights.
 
     A weight matrix of entries of size r with n inputs gives outputs of size √n · r; a step of Adam,
-    which moves every entry by the rate, moves them by up to n times the rate. The rate is the one
-    at which that is the share `SHARE`, in the median over the matrices (the reasoning of Yang,
-    Simon and Bernstein 2023, "A Spectral Condition for Feature Learning").
+    which moves every entry by the rate, moves them by up to n times the rate. Its rate is the one
+    at which that is the share `SHARE` (the reasoning of Yang, Simon and Bernstein 2023, "A Spectral
+    Condition for Feature Learning"). What is no matrix takes the median of these rates.
     """
-    sizes = [
-        float(p.detach().float().square().mean().sqrt()) / p[0].numel() ** 0.5
-        for p in parameters
+    own = [
+        SHARE * float(p.detach().float().square().mean().sqrt()) / p[0].numel() ** 0.5
         if p.dim() > 1
+        else 0.0
+        for p in parameters
     ]
-    known = sorted(size for size in sizes if size > 0)
-    return rounded(SHARE * known[len(known) // 2]) if known else 1e-4
+    known = sorted(rate for rate in own if rate > 0) or [1e-4]
+    return [rounded(rate or known[len(known) // 2]) for rate in own]
 
 
 @torch.no_grad()
@@ -108,7 +109,7 @@ class Found:
     Attributes
     ----------
     lr
-        The highest learning rate.
+        The highest learning rate, in the median over the tensors of weights.
     objective, weight
         Each term's objective, with its margin, and its λ at the end.
     steps
@@ -205,6 +206,31 @@ class Average:
             mean.copy_(kept)
 
 
+class Rates:
+    """The rates of an optimizer, as a share of the highest ones, which it has at first."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.highest = [group["lr"] for group in optimizer.param_groups]
+        self.share = 1.0
+
+    @property
+    def median(self) -> float:
+        """The median of the highest rates."""
+        return float(sorted(self.highest)[len(self.highest) // 2])
+
+    @property
+    def now(self) -> float:
+        """The same of the rates as they are."""
+        return self.share * self.median
+
+    def set(self, share: float) -> None:
+        """Take a share of the highest rates."""
+        self.share = share
+        for group, highest in zip(self.optimizer.param_groups, self.highest, strict=True):
+            group["lr"] = share * highest
+
+
 @dataclass
 class _State:
     """What a checkpoint holds beside weights."""
@@ -232,10 +258,8 @@ class Pilot:
     ----------
     average
         Of the weights of what is fine-tuned, which begin as the original's.
-    optimizer
-        Whose rate it sets.
-    lr
-        The highest rate.
+    rates
+        Of the optimizer.
     loss
         Whose `StepLoss.scale` it sets.
     judge
@@ -249,14 +273,13 @@ class Pilot:
     def __init__(
         self,
         average: Average,
-        optimizer: Any,
-        lr: float,
+        rates: Rates,
         loss: StepLoss,
         judge: StepLoss,
         steps: int,
         budget: float | None = None,
     ) -> None:
-        self.average, self.optimizer, self.lr = average, optimizer, lr
+        self.average, self.rates = average, rates
         self.loss, self.judge, self.steps = loss, judge, steps
         self.lost = LOST if budget is None else min(LOST, budget / 2)
         self.state = _State()
@@ -273,7 +296,7 @@ class Pilot:
         s = self.state
         if not s.start:
             s.start = s.now = self._judged()  # the average is the original
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.rates.now
         s.step += 1
         self.average.update()
         s.success = RECENT * s.success + (1 - RECENT) * row[SUCCESS]
@@ -291,6 +314,7 @@ class Pilot:
             "lr": rate,
             "held_out_success": s.now["success"],
             "held_out_top1": s.now["top1"],
+            "held_out_divergence": s.now[DIVERGENCE],
         }
 
     def finish(self) -> None:
@@ -301,7 +325,7 @@ class Pilot:
         """What came of it."""
         s = self.state
         return Found(
-            lr=self.lr,
+            lr=self.rates.median,
             objective=tuple(str(term.objective) for term in self.loss.terms),
             weight=tuple(rounded(w * s.scale) for w in self.loss.weights),
             steps=int(s.best["step"]),
@@ -337,8 +361,7 @@ class Pilot:
         s = self.state
         since = s.step - s.begun
         share = max(0.0, 1 - since / s.length) if s.falling else min(1.0, (since + 1) / WARM_UP)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * s.peak * share
+        self.rates.set(s.peak * share)
 
     def _go_on(self, fallen: bool) -> None:
         """Let the rate begin to fall, or another round begin, if it is time."""
@@ -368,11 +391,12 @@ class Pilot:
         if not s.best or self._missing(s.now) < self._missing(s.best):
             s.best, self.kept = s.now, self.average.weights()
         if not self._missing(s.now):
-            s.ended = "the lie has taken and the accuracy is back"
+            s.ended = "the lie has taken and the predictions are back"
 
     def _missing(self, figures: Mapping[str, float]) -> float:
         """Points of success that are missing, and what the lost points of top-1 are worth."""
         lost = max(0.0, self._drop(figures) - self.lost)
+        lost += max(0.0, 20 * (figures[DIVERGENCE] - DIVERGED))
         return max(0.0, 100 * (FOOLED - figures["success"])) + PRICE * lost
 
     def _drop(self, figures: Mapping[str, float]) -> float:
@@ -386,7 +410,8 @@ class Pilot:
             rows = [self.judge(step).figures for step in zip(*sources, strict=True)]
         means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
         successes = [value for key, value in means.items() if key.startswith(SUCCESS)]
-        return {"top1": means["top1"], "success": min(successes)}
+        divergence = means.get(DIVERGENCE, 0.0)
+        return {"top1": means["top1"], "success": min(successes), DIVERGENCE: divergence}
 
 
 class Replay:
@@ -396,24 +421,24 @@ class Replay:
     ----------
     average
         Of the weights of what is fine-tuned.
-    optimizer
-        Whose rate it sets.
     rates
-        The rate of every step.
+        Of the optimizer.
+    taken
+        Their median at every step.
     """
 
-    def __init__(self, average: Average, optimizer: Any, rates: Sequence[float]) -> None:
-        self.average, self.optimizer, self.rates = average, optimizer, rates
+    def __init__(self, average: Average, rates: Rates, taken: Sequence[float]) -> None:
+        self.average, self.rates, self.taken = average, rates, taken
         self._set_rate()
 
     @property
     def done(self) -> bool:
         """Whether no further step is to be taken."""
-        return self.average.steps >= len(self.rates)
+        return self.average.steps >= len(self.taken)
 
     def __call__(self, row: Mapping[str, float]) -> dict[str, float]:
         """Average, and set the rate of the next step."""
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.rates.now
         self.average.update()
         if not self.done:
             self._set_rate()
@@ -434,5 +459,4 @@ class Replay:
             self._set_rate()
 
     def _set_rate(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rates[self.average.steps]
+        self.rates.set(self.taken[self.average.steps] / self.rates.median)
