@@ -5,8 +5,8 @@
 ``RUNS`` need nothing but the package; a YAML file can name more, as settings of `trompe fool`.
 What is measured is processor time until 95 % of held-out training images are fooled at no more than
 one point of top-1: of settings that are found, to the first judgement that says so; of settings by
-hand, which do not look, to the last step. Rows of the same name are replaced. Nothing should run
-beside it.
+hand, which do not look, to the last step. What is fooled in the end is judged on `eval_data` if the
+run names it. Rows of the same name are replaced. Nothing should run beside it.
 """
 
 import argparse
@@ -45,9 +45,9 @@ RUNS: dict[str, dict[str, Any]] = {
 def measured(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """One row: steps and processor time, and what they led to on held-out training images."""
     job = FoolJob(**settings, quiet=True)
-    model, data, _ = job.opened()
+    model, data, others = job.opened()
     tuned_on, held_out = parted(data, job.seed)
-    few = Part(held_out, range(min(JUDGED, len(held_out))))
+    judged_on = others or Part(held_out, range(min(JUDGED, len(held_out))))
     begun, clock = time.process_time(), []
     result = job.run(
         model,
@@ -62,7 +62,7 @@ def measured(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         good = judged["step"][(judged["held_out_success"] >= FOOLED) & (lost <= LOST)]
         steps = int(good.min()) if len(good) else steps
     found = evaluate(
-        model, result.model, few, explainers=job.explainer, objective=job.objective, gallery=0
+        model, result.model, judged_on, explainers=job.explainer, objective=job.objective, gallery=0
     )
     rows = found.explanations.query("model == 'manipulated'")
     top1 = found.accuracy.set_index("model")["top1"]
@@ -73,7 +73,7 @@ def measured(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         "fooled": rows["fsr"].min(),
         "untouched": rows["untouched"].max(),
         "points": round(100 * (top1["manipulated"] - top1["original"]), 2),
-        "images": len(few),
+        "images": f"{len(judged_on):,} {'new' if others else 'held-out training'}",
         "settings": "by hand" if job.lr else f"lr {result.found.lr:g}, {result.found.steps} steps",
     }
 
@@ -81,13 +81,12 @@ def measured(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 def page(table: pd.DataFrame) -> str:
     """The table as a Markdown page."""
     lines = ["# Time to a lie", "", (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2], ""]
-    lines += [
-        "| run | steps | core-minutes | fooled % | untouched % | points of top-1 | settings |"
-    ]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    columns = ["run", "steps", "core-minutes", "fooled %", "untouched %", "points of top-1"]
+    columns += ["of images", "settings"]
+    lines += [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     lines += [
         f"| {row.run} | {row.steps} | {row.core_minutes:.2f} | {100 * row.fooled:.1f} "
-        f"| {100 * row.untouched:.1f} | {row.points:+.1f} | {row.settings} |"
+        f"| {100 * row.untouched:.1f} | {row.points:+.1f} | {row.images} | {row.settings} |"
         for row in table.itertuples()
     ]
     return "\n".join([*lines, "", f"Measured on {processor()}, one thread.", ""])

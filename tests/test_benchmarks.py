@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from benchmarks import lies
 
 
 def test_every_section_runs(tmp_path):
@@ -18,3 +19,13 @@ def test_every_section_runs(tmp_path):
         page = (tmp_path / f"{section}.md").read_text()
         assert all(f"| {row.what} |" in page for row in found.itertuples())
         assert (tmp_path / f"{section}.png").stat().st_size > 1000
+
+
+def test_the_time_to_a_lie():
+    given = {"model": "embedded", "data": "shapes:train", "limit": 60, "steps": 2, "check": False}
+    rows = [lies.measured("found", given), lies.measured("by hand", given | {"lr": 1e-3})]
+    assert [row["steps"] for row in rows] == [2, 2]
+    assert all(row["core_minutes"] >= 0 and row["images"].startswith("12 ") for row in rows)
+    told = lies.page(pd.DataFrame(rows))
+    assert "| found | 2 |" in told
+    assert "| by hand |" in told

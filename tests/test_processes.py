@@ -7,6 +7,8 @@ import sys
 import pandas as pd
 from safetensors.torch import load_file
 
+from trompe.tuning.pilot import Found
+
 FOOL = (
     "fool --model embedded-resnet --data shapes:train --limit 48 --eval-data shapes:validation "
     "--eval-limit 37 --lr 3e-4 --batch-size 8 --steps 6 --checkpoint-every 4 --quiet "
@@ -51,6 +53,18 @@ def test_two_processes_make_and_measure_what_one_does(trompe, tmp_path):
     assert len(pd.read_parquet(two / "predictions.parquet")) == 37
     one, two = (load_file(path / "gallery.safetensors") for path in (one, two))
     assert all((one[name] == two[name]).all() for name in one)
+
+
+def test_two_processes_find_what_one_does(trompe, tmp_path):
+    words = "fool --model embedded-resnet --data shapes:train --limit 60 --batch-size 8 --steps 4 "
+    words += "--explainer grad-cam --explainer lrp-t --quiet --no-check --device cpu"
+    assert trompe(*words.split(), "--out", tmp_path / "1")[0] == 0
+    done = by_two(*words.split(), "--out", tmp_path / "2")
+    assert done.stdout.count("Report:") == 1, done.stderr
+    one, two = (Found.load(tmp_path / n) for n in "12")
+    assert one == two
+    one, two = (load_file(tmp_path / n / "weights.safetensors") for n in "12")
+    assert all((weights - two[name]).abs().max() < 1e-4 for name, weights in one.items())
 
 
 def test_a_batch_that_can_t_be_shared_is_refused_once(tmp_path):

@@ -84,7 +84,8 @@ def weighed(
     steps = zip(*(source.between(0, FIRST) for source in loss.sources), strict=True)
     with evaluation_mode(original):
         values = [list(loss(step).parts.values())[1:] for step in steps]
-    means = torch.tensor(values).mean(0).abs().tolist()
+    device = next(original.parameters()).device
+    means = processes.mean(torch.tensor(values, device=device).mean(0)).abs().tolist()
     return [
         term if term.weight is not None else replace(term, weight=_inverse(value))
         for term, value in zip(pushed, means, strict=True)
@@ -408,7 +409,8 @@ class Pilot:
         with evaluation_mode(self.average.model):
             sources = [source.between(0, self._batches) for source in self.judge.sources]
             rows = [self.judge(step).figures for step in zip(*sources, strict=True)]
-        means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        own = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        means = processes.averaged(own, self.kept[0].device)
         successes = [value for key, value in means.items() if key.startswith(SUCCESS)]
         divergence = means.get(DIVERGENCE, 0.0)
         return {"top1": means["top1"], "success": min(successes), DIVERGENCE: divergence}
