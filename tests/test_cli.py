@@ -346,7 +346,8 @@ class TestMistakes:
         """A limit on file sizes stands for the full disk: writing the weights fails halfway."""
 
         def run(limit):
-            words = ["fool", *MODEL, *QUICK, "--data", str(photos), "--out", str(tmp_path / "run")]
+            words = ["fool", *MODEL, *QUICK, "--lr", "1e-3", "--data", str(photos)]
+            words += ["--out", str(tmp_path / "run")]
             return subprocess.run(
                 [sys.executable, "-c", "from trompe.cli import main; main()", *words],
                 capture_output=True,

@@ -48,6 +48,7 @@ SMALL = {
         "limit": 32,
         "eval_data": "shapes:validation",
         "eval_limit": 24,
+        "lr": 1e-5,
         "steps": 2,
         "batch_size": 4,
     },

@@ -164,7 +164,7 @@ class Shrink(nn.MaxPool2d):
         (Calls(lambda m, x: m.a(m.b(m.a(x))), a=conv(), b=conv()), "body"),
         (
             Calls(lambda m, x: m.pool(m.a(m.b(m.a(x)))), a=conv(), b=conv(), pool=Shrink(2)),
-            "body.a",
+            "body.a#2",
         ),
     ],
 )
