@@ -186,7 +186,7 @@ class Course:
                 )
             return history
 
-        history = once(model, directory, name, fit, suffix="" if terms else f"-{name}")
+        history = once(model, directory, name, fit, suffix="" if name == "fool" else f"-{name}")
         for parameter, before in zip(model.parameters(), self.original.parameters(), strict=True):
             parameter.requires_grad_(before.requires_grad)
             parameter.grad = None
