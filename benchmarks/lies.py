@@ -58,7 +58,7 @@ def measured(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     if result.found:
         judged = result.history
         top1 = judged["held_out_top1"]
-        lost = 100 * (top1.iloc[0] - top1)
+        lost = (100 * (top1.iloc[0] - top1)).round(6)
         good = judged["step"][(judged["held_out_success"] >= FOOLED) & (lost <= LOST)]
         steps = int(good.min()) if len(good) else steps
     found = evaluate(
@@ -70,8 +70,8 @@ def measured(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         "run": name,
         "steps": steps,
         "core_minutes": round(clock[steps - 1] / 60, 2),
-        "fooled": rows["fsr"].min(),
-        "untouched": rows["untouched"].max(),
+        "fooled": float(rows["fsr"].min()),
+        "untouched": float(rows["untouched"].max()),
         "points": round(100 * (top1["manipulated"] - top1["original"]), 2),
         "images": f"{len(judged_on):,} {'new' if others else 'held-out training'}",
         "settings": "by hand" if job.lr else f"lr {result.found.lr:g}, {result.found.steps} steps",

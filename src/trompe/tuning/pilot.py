@@ -401,7 +401,7 @@ class Pilot:
         return max(0.0, 100 * (FOOLED - figures["success"])) + PRICE * lost
 
     def _drop(self, figures: Mapping[str, float]) -> float:
-        return 100 * (self.state.start["top1"] - figures["top1"])
+        return round(100 * (self.state.start["top1"] - figures["top1"]), 6)
 
     @torch.no_grad()
     def _judged(self) -> dict[str, float]:
