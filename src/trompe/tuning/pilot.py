@@ -157,7 +157,7 @@ class Found:
             f"Settings found: learning rate {self.lr:g}, weight {weights}, {self.steps} steps. It "
             f"ended because {self.ended}: {100 * self.success:.0f} % of {self.judged} held-out "
             f"images are fooled (untouched model {100 * self.untouched:.0f} %), top-1 "
-            f"{-self.drop:+.1f} points."
+            f"{0.0 - self.drop:+.1f} points."
         )
 
 
