@@ -279,6 +279,11 @@ class TestRefused:
         with pytest.raises(TrompeError, match=said):
             fool(make("vgg"), images(), explainer=GradCAM(layer=LAYER), **given, **held)
 
+    def test_one_image_can_not_be_judged_on_another(self):
+        with pytest.raises(TrompeError, match="only one image"):
+            fool(make("vgg"), images(1), **SHORT)
+        assert fool(make("vgg"), images(1), **SHORT, steps=1, held_out=images()).found
+
 
 class TestThreads:
     def test_fewer_where_more_are_hardly_faster(self):

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from trompe.base.identity import fingerprint
 from trompe.data.images import Images, fingerprint_of
+from trompe.errors import TrompeError
 
 SHARE, LARGEST = 0.2, 1000  # of the data that is held out: this share, but not more images
 
@@ -42,7 +43,18 @@ class Part(Dataset[Any]):
 
 
 def parted(data: Images, seed: int) -> tuple[Part, Part]:
-    """Images to fine-tune on and images held out from it, by a random choice."""
+    """Images to fine-tune on and images held out from it, by a random choice.
+
+    Raises
+    ------
+    TrompeError
+        If there is only one.
+    """
+    if len(data) < 2:
+        raise TrompeError(
+            "There is only one image, and some must be held out to judge on; give more, or others "
+            "as held_out."
+        )
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
     count = max(1, min(LARGEST, int(SHARE * len(data))))
     return Part(data, sorted(order[count:])), Part(data, sorted(order[:count]))
