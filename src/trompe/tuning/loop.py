@@ -207,7 +207,8 @@ def optimise(
             if on_step is not None:
                 on_step(title, row | judged)
             recent = history.rows[-WINDOW:]
-            report(step + 1, {k: _mean(recent, k) for k in row if k != "step"} | judged)
+            told = row.keys() - {"step"} if pilot is None else {"top1", "success"} & row.keys()
+            report(step + 1, {k: _mean(recent, k) for k in row if k in told} | judged)
             ends = step + 1 == steps or (pilot is not None and pilot.done)
             if directory is not None and ((step + 1) % checkpoint_every == 0 or ends):
                 _save(accelerator, model, directory, step + 1)
