@@ -106,7 +106,7 @@ class TestFool:
             *("--out", tmp_path / "target"),
         )
         assert code == 0, err
-        assert "location, difference:of=1,against=0" in printed
+        assert "location,difference:of=1,against=0" in "".join(printed.split())
         assert "difference:of=1,against=0" in (tmp_path / "target" / "report.html").read_text()
 
     def test_every_setting_arrives(self, trompe, photos, tmp_path):

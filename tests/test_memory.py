@@ -63,8 +63,8 @@ def test_evaluating_more_images_takes_no_more_memory():
         *(nn.Conv2d(3, 8, 3, 4), nn.ReLU(), nn.Conv2d(8, 5, 3), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     )
-    few, many = Drawn(32), Drawn(256)
-    for data in (few, many):
+    first, few, many = Drawn(32), Drawn(32), Drawn(256)
+    for data in (first, few, many):  # what is loaded and kept at first does not count
         settings = {"explainers": [SimpleGrad()], "objective": Location(), "gallery": 8}
         evaluate(model, model, data, **settings, batch_size=16)
     more_images = (256 - 32) * 3 * 224**2 * 4 / 2**20
