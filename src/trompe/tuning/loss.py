@@ -127,7 +127,7 @@ class StepLoss:
                 for term, value, success in found:
                     parts[self._names[id(term)]] = value
                     total = total + self.scale * weights[id(term)] * value
-                    successes[f"{SUCCESS} {self._names[id(term)]}"] = success
+                    successes[f"{SUCCESS} {len(successes) + 1}"] = success
                 for name, value in kept_up.items():
                     parts[name] = parts.get(name, 0) + value
                     total = total + self._weights[name] * value
