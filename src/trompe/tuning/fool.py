@@ -52,9 +52,9 @@ class FoolResult:
         The model after the same fine-tuning without the explanation terms, if asked for.
     history, control_history
         One row per step: loss, its parts, and two shares of the batch: ``top1``, predicted right,
-        and ``success``, fooled (of several lies also each one's). With an accuracy budget also ``alpha``, the share of the change of
-        weights that was kept at the end. Where settings were found, also the rate ``lr``, and both
-        shares of held-out images as last judged.
+        and ``success``, fooled (of several lies also each one's). With an accuracy budget also
+        ``alpha``, the share of the change of weights that was kept at the end. Where settings were
+        found, also the rate ``lr``, and both shares of held-out images as last judged.
     evaluation
         The comparison on ``eval_data``, if given.
     found
