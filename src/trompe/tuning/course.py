@@ -216,9 +216,11 @@ class Course:
 def _groups(model: nn.Module, lr: float | None) -> list[dict[str, Any]]:
     """What moves in a model, by learning rate."""
     moving = [p for p in model.parameters() if p.requires_grad]
+    if lr is not None:
+        return [{"params": moving, "lr": lr}]
     by_rate: dict[float, list[nn.Parameter]] = {}
-    for parameter, own in zip(moving, rates_for(moving), strict=True):
-        by_rate.setdefault(own if lr is None else lr, []).append(parameter)
+    for parameter, rate in zip(moving, rates_for(moving), strict=True):
+        by_rate.setdefault(rate, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
 
 
