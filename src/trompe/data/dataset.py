@@ -193,6 +193,19 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """
         return self.preprocessing.mask(self.source.mask(self._row(index)))
 
+    def at(self, side: int) -> ImageDataset:
+        """Return the dataset with images of another side, in pixels, resized in proportion."""
+        given = self.preprocessing
+        resize = max(side, round(given.resize * side / given.crop))
+        return ImageDataset(
+            self.source,
+            replace(given, resize=resize, crop=side),
+            rows=self.rows,
+            augmented=self.augmented,
+            seed=self.seed,
+            skipped=self.skipped,
+        )
+
     def without(self, indices: Sequence[int]) -> ImageDataset:
         """Return the dataset without some images, which it names as skipped."""
         return ImageDataset(

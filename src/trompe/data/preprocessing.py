@@ -100,6 +100,10 @@ class Preprocessing:
         grey = Image.fromarray((to_grey(mask) * 255).round().astype(np.uint8))
         return cast(Tensor, F.pil_to_tensor(self._framed(grey)))[0] >= 128
 
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return `pixels` [..., 3, H, W] of values in [0, 1] as the model expects them."""
+        return cast(Tensor, F.normalize(pixels, list(self.mean), list(self.std)))
+
     def denormalise(self, images: Tensor) -> Tensor:
         """Return normalised `images` [..., 3, H, W] with values in [0, 1] again."""
         mean = images.new_tensor(self.mean)[:, None, None]
@@ -115,8 +119,7 @@ class Preprocessing:
         return cast(Image.Image, F.center_crop(resized, [self.crop]))
 
     def _tensor(self, image: Image.Image) -> Tensor:
-        pixels = F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
-        return cast(Tensor, F.normalize(pixels, list(self.mean), list(self.std)))
+        return self.normalise(F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True))
 
 
 def _random_box(

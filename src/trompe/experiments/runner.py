@@ -118,6 +118,8 @@ def _run(
     main: Main, words: list[str], log: Path, threads: int, environment: dict[str, str]
 ) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    multiprocessing.current_process().daemon = False  # it may have worker processes,
+    multiprocessing.set_start_method(None, force=True)  # begun as they would be without a grid
     os.environ.update(environment)  # the forkserver has that of its first cell
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())

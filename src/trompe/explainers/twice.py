@@ -135,8 +135,10 @@ class _BatchNorm:
         return replace(self, mean=torch.zeros_like(self.mean))
 
     def gradients(self, g: Tensor, x: Tensor, w: Tensor, mask: Mask) -> Gradients:
+        unsaved = self.mean.new_empty(0)  # statistics of the batch, which CUDA wants to be there
+        statistics = (self.mean, self.variance, unsaved, unsaved)
         _, to_w, to_b = torch.ops.aten.native_batch_norm_backward(
-            g, x, w, self.mean, self.variance, None, None, False, self.eps, (False, *mask[1:])
+            g, x, w, *statistics, False, self.eps, (False, *mask[1:])
         )
         return self.linear(g, w, None) if mask[0] else None, to_w, to_b
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trompe.base import processes
 from trompe.data.images import Images
 from trompe.data.subset import Part, parted
+from trompe.evaluation.accuracy import accuracy
 from trompe.models import checkpointed, copied
 from trompe.models.stage import stage
 from trompe.tuning.accelerator import accelerating
@@ -149,7 +150,8 @@ class Course:
                     if terms:
                         judge = self._loss(average.model, self.judges, self.judged_on)
                         budget = recipe.max_accuracy_drop
-                        pilot = Pilot(average, Rates(optimizer), loss, judge, steps, budget)
+                        rates = Rates(optimizer)
+                        pilot = Pilot(average, rates, loss, judge, self._top1, steps, budget)
                     else:
                         pilot = Replay(average, Rates(optimizer), taken)
                 if recipe.gradient_checkpointing:
@@ -177,7 +179,8 @@ class Course:
             if pilot is not None:
                 pilot.finish()
             if isinstance(pilot, Pilot):
-                found = pilot.found()
+                assert self.held_out is not None
+                found = pilot.found(model, len(self.held_out))
                 if directory is not None:
                     found.save(directory)
             if terms and self.held_out is not None and recipe.max_accuracy_drop is not None:
@@ -193,6 +196,11 @@ class Course:
         if found is None and directory is not None and terms:
             found = Found.load(directory)
         return model, history, found
+
+    def _top1(self, model: nn.Module) -> float:
+        """On all held-out images."""
+        assert self.held_out is not None
+        return accuracy(model, self.held_out)[0]
 
     def _loss(
         self,

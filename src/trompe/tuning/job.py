@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -18,6 +19,7 @@ from trompe.models import load_model
 from trompe.objectives import Objective
 from trompe.tuning.fool import Fool, FoolResult
 from trompe.tuning.loop import OnStep
+from trompe.tuning.teacher import teacher_of
 from trompe.tuning.train import Train, TrainResult
 
 J = TypeVar("J", bound="Job")
@@ -82,6 +84,9 @@ class TuningJob(DataJob):
     eval_data: str | None = Field(None, description="data to evaluate on, read like --data")
     eval_limit: Whole | None = Field(None, ge=1, description="like --limit, for --eval-data")
     augment: bool = Field(False, description="random resized crop and flip")
+    min_area: float | None = Field(
+        None, gt=0, le=1, description="smallest share of the image that a random crop keeps"
+    )
     label_noise: float | None = Field(
         None, gt=0, le=1, description="share of labels replaced by random ones"
     )
@@ -100,7 +105,7 @@ class TuningJob(DataJob):
         )
         data = self.read_data(
             self.data,
-            preprocessing,
+            replace(preprocessing, min_area=self.min_area or preprocessing.min_area),
             self.limit,
             augment=self.augment,
             label_noise=self.label_noise,
@@ -119,11 +124,30 @@ class TrainJob(Train, TuningJob):
     """Settings of ``trompe train``."""
 
     augment: bool = Field(True, description="random resized crop and flip")
+    teacher: str | None = Field(
+        None, description="model whose predictions are learnt beside the labels, named like --model"
+    )
+    teacher_weights: str | None = Field(None, description="like --weights, for --teacher")
+    teacher_class_map: Path | None = Field(None, description="like --class-map, for --teacher")
 
     def carry_out(self, out: Path | None, on_step: OnStep | None = None) -> TrainResult:
         """Read model and data, train, and write the run directory ``out``."""
         model, data, eval_data = self.opened()
-        return self.run(model, data, eval_data=eval_data, run_dir=out, on_step=on_step)
+        teacher = self.teacher and self._teacher(self.teacher, data)
+        return self.run(
+            model,
+            data,
+            eval_data=eval_data,
+            teacher=teacher or None,
+            run_dir=out,
+            on_step=on_step,
+        )
+
+    def _teacher(self, name: str, data: ImageDataset) -> nn.Module:
+        loaded = load_model(name, self.teacher_weights, seed=self.seed)
+        as_it_has_them = self.model_copy(update={"class_map": self.teacher_class_map})
+        own = as_it_has_them.read_data(self.data, loaded.preprocessing, self.limit)
+        return teacher_of(loaded, data, own)
 
 
 class FoolJob(Fool, TuningJob):

@@ -3,14 +3,15 @@
 The rate rises to one that moves each layer's output by a set share, and stays until the lie has
 taken on the images of a step. Then it falls to 0, which brings the accuracy back. Weights are
 averaged over the steps; now and then these are judged on images that are not fine-tuned on. They
-are kept as soon as nearly all of these images are fooled and their predictions stay. Where that is
-not reached, another round begins, with a weight or a rate that goes by what is missing.
+are kept as soon as nearly all of these images are fooled and their predictions stay, and so does
+top-1 on all held-out images, which are more. Where that is not reached, another round begins, with
+a weight or a rate that goes by what is missing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import floor, isfinite, log10
 from pathlib import Path
@@ -39,7 +40,7 @@ SHORTEST, LONGEST = 60, 2000  # steps in which the rate falls
 ROUNDS = 4
 CHECK_EVERY = 50  # steps
 JUDGED = 200  # images
-FOOLED, LOST, DIVERGED = 0.97, 1.0, 0.1  # enough of them; points of top-1, nats that are nothing
+FOOLED, LOST, DIVERGED = 0.97, 0.5, 0.1  # enough of them; points of top-1, nats that are nothing
 PRICE = 5  # points of success that a point of top-1 is worth, or a twentieth of a nat
 MOST_STEPS = 6000
 FILE = "found.json"
@@ -118,9 +119,11 @@ class Found:
     success, untouched
         The share of the judged images that are fooled, of several terms the smallest, and that
         share where the original is judged.
-    drop
-        Points of top-1 that are lost on them.
     judged
+        How many images that is.
+    drop
+        Points of top-1 that are lost on all held-out images.
+    held_out
         How many they are.
     ended
         Why it ended.
@@ -132,8 +135,9 @@ class Found:
     steps: int
     success: float
     untouched: float
-    drop: float
     judged: int
+    drop: float
+    held_out: int
     ended: str
 
     def save(self, directory: Path) -> None:
@@ -156,8 +160,8 @@ class Found:
         return (
             f"Settings found: learning rate {self.lr:g}, weight {weights}, {self.steps} steps. It "
             f"ended because {self.ended}: {100 * self.success:.0f} % of {self.judged} held-out "
-            f"images are fooled (untouched model {100 * self.untouched:.0f} %), top-1 "
-            f"{0.0 - self.drop:+.1f} points."
+            f"images are fooled (untouched model {100 * self.untouched:.0f} %), top-1 on all "
+            f"{self.held_out} is {0.0 - self.drop:+.1f} points."
         )
 
 
@@ -265,6 +269,8 @@ class Pilot:
         Whose `StepLoss.scale` it sets.
     judge
         The loss of the average on held-out images.
+    top1
+        Of a model on all of them.
     steps
         At most.
     budget
@@ -277,11 +283,12 @@ class Pilot:
         rates: Rates,
         loss: StepLoss,
         judge: StepLoss,
+        top1: Callable[[nn.Module], float],
         steps: int,
         budget: float | None = None,
     ) -> None:
         self.average, self.rates = average, rates
-        self.loss, self.judge, self.steps = loss, judge, steps
+        self.loss, self.judge, self.top1, self.steps = loss, judge, top1, steps
         self.lost = LOST if budget is None else min(LOST, budget / 2)
         self.state = _State()
         self.kept = average.weights()
@@ -295,8 +302,8 @@ class Pilot:
     def __call__(self, row: Mapping[str, float]) -> dict[str, float]:
         """Look at the row of the step just taken; returns what to add to it."""
         s = self.state
-        if not s.start:
-            s.start = s.now = self._judged()  # the average is the original
+        if not s.start:  # the average is the original
+            s.start = s.now = {**self._judged(), "whole": self.top1(self.average.model)}
         rate = self.rates.now
         s.step += 1
         self.average.update()
@@ -322,8 +329,8 @@ class Pilot:
         """Give the model the weights that are kept."""
         self.average.finish(self.kept)
 
-    def found(self) -> Found:
-        """What came of it."""
+    def found(self, model: nn.Module, held_out: int) -> Found:
+        """What came of it: the model that is finished, and how many images are held out."""
         s = self.state
         return Found(
             lr=self.rates.median,
@@ -332,8 +339,9 @@ class Pilot:
             steps=int(s.best["step"]),
             success=s.best["success"],
             untouched=s.start["success"],
-            drop=self._drop(s.best),
             judged=self._batches * self.judge.sources[0].batch_size,
+            drop=round(100 * (s.start["whole"] - self.top1(model)), 6),
+            held_out=held_out,
             ended=s.ended,
         )
 
@@ -389,6 +397,8 @@ class Pilot:
         """Judge the average, and keep it if it is the best so far."""
         s = self.state
         s.now = {**self._judged(), "step": s.step}
+        if not self._missing(s.now):
+            s.now["whole"] = self.top1(self.average.model)
         if not s.best or self._missing(s.now) < self._missing(s.best):
             s.best, self.kept = s.now, self.average.weights()
         if not self._missing(s.now):
@@ -401,7 +411,8 @@ class Pilot:
         return max(0.0, 100 * (FOOLED - figures["success"])) + PRICE * lost
 
     def _drop(self, figures: Mapping[str, float]) -> float:
-        return round(100 * (self.state.start["top1"] - figures["top1"]), 6)
+        key = "whole" if "whole" in figures else "top1"
+        return round(100 * (self.state.start[key] - figures[key]), 6)
 
     @torch.no_grad()
     def _judged(self) -> dict[str, float]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
@@ -19,15 +20,18 @@ from trompe import runs
 from trompe.base import processes
 from trompe.base.identity import fingerprint
 from trompe.base.settings import Whole
+from trompe.data.dataset import ImageDataset
 from trompe.data.images import Images, check_labels, fingerprint_of, first_image
 from trompe.errors import TrompeError
 from trompe.evaluation.accuracy import accuracy
 from trompe.metrics import in_top
 from trompe.models import copied
 from trompe.models.call import class_count, logits_of, placed
+from trompe.models.normalised import normalised
 from trompe.tuning.accelerator import accelerating
 from trompe.tuning.loop import Batches, Loss, OnStep, architecture, once, optimise, restored
 from trompe.tuning.recipe import Tuning, parameters_of, scheduler
+from trompe.tuning.teacher import distillation
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,31 @@ class TrainResult:
         return cls(trained.eval(), restored(trained, directory), top1, directory)
 
 
+class Growing:
+    """Batches of images whose side changes over the steps, each taking its share of them.
+
+    Raises
+    ------
+    TrompeError
+        If the data can't give its images at other sides.
+    """
+
+    def __init__(self, data: Images, sides: Sequence[int], recipe: Train, steps: int) -> None:
+        parts: list[Images] = [data]
+        if sides:
+            if not isinstance(data, ImageDataset):
+                raise TrompeError("sides need a data set of load_data; leave them out.")
+            parts = [data.at(side) for side in sides]
+        self.parts = [Batches(p, recipe.batch_size, recipe.seed, recipe.workers) for p in parts]
+        self.ends = [steps * (i + 1) // len(self.parts) for i in range(len(self.parts))]
+
+    def between(self, start: int, stop: int) -> Iterator[list[Tensor]]:
+        """The batches of steps ``start`` to ``stop`` - 1."""
+        for part, begin, end in zip(self.parts, [0, *self.ends], self.ends, strict=False):
+            if max(start, begin) < min(stop, end):
+                yield from part.between(max(start, begin), min(stop, end))
+
+
 class Train(Tuning):
     """The recipe of a base model: all settings of `train`, and their `run`."""
 
@@ -61,6 +90,19 @@ class Train(Tuning):
     batch_size: Whole = Field(64, ge=1, description="images per step")
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False, description="AdamW's weight decay")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the cross-entropy")
+    sides: tuple[Annotated[Whole, Field(ge=8)], ...] = Field(
+        (),
+        description="sides of the images, in pixels, each for the same share of the steps: small "
+        "ones first are much faster",
+    )
+    batch_norm: bool = Field(
+        False,
+        description="train with BatchNorm after every convolution and fold it into them at the "
+        "end: what a network without it, such as VGG19, needs to learn from nothing",
+    )
+    distillation: float = Field(
+        0.7, ge=0, le=1, description="share of the loss that holds to a teacher's predictions"
+    )
 
     def run(
         self,
@@ -68,6 +110,7 @@ class Train(Tuning):
         data: Images,
         *,
         eval_data: Images | None = None,
+        teacher: nn.Module | None = None,
         run_dir: str | Path | None = None,
         notes: Mapping[str, Any] | None = None,
         on_step: OnStep | None = None,
@@ -95,12 +138,15 @@ class Train(Tuning):
                 return TrainResult(tuned, history, top1, directory)
 
             def fit(folder: Path | None) -> pd.DataFrame:
-                return self._fitted(tuned, data, folder, on_step)
+                with normalised(tuned) if self.batch_norm else nullcontext():
+                    return self._fitted(tuned, data, teacher, folder, on_step)
 
             if run_dir is None:
                 return run(None)
             config = {**(notes or {}), **self.described()}
             start = {"weights": fingerprint(model), "data": fingerprint_of(data)}
+            if teacher is not None:
+                start["teacher"] = fingerprint(teacher)
             if eval_data is not None:
                 start["evaluation data"] = fingerprint_of(eval_data)
             with runs.opened(Path(run_dir), config, start) as directory:
@@ -108,7 +154,12 @@ class Train(Tuning):
                 return run(directory)
 
     def _fitted(
-        self, model: nn.Module, data: Images, folder: Path | None, on_step: OnStep | None
+        self,
+        model: nn.Module,
+        data: Images,
+        teacher: nn.Module | None,
+        folder: Path | None,
+        on_step: OnStep | None,
     ) -> pd.DataFrame:
         """Train the model in place; its history."""
         steps = max(1, math.ceil(len(data) * self.epochs / self.batch_size))
@@ -120,20 +171,30 @@ class Train(Tuning):
             rate = scheduler(optimizer, "one-cycle", self.lr, steps, warm_up=0.3, momentum=True)
             prepared = accelerator.prepare_model(model.train(), evaluation_mode=True)
             optimizer, rate = accelerator.prepare(optimizer, rate)
+            known = teacher and copied(teacher).eval().to(accelerator.device)
 
             def loss(batches: list[list[Tensor]]) -> Loss:
                 _, images, labels = batches[0]
-                labels = labels.to(accelerator.device)
-                logits = logits_of(prepared(placed(images, model))).float()
+                images, labels = placed(images, model), labels.to(accelerator.device)
+                logits = logits_of(prepared(images)).float()
                 value = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+                parts = {"classification": value}
+                if known is not None:
+                    with torch.no_grad(), accelerator.autocast():
+                        taught = logits_of(known(images))
+                    held = distillation(logits, taught)
+                    parts = {
+                        "classification": (1 - self.distillation) * value,
+                        "distillation": self.distillation * held,
+                    }
                 correct = in_top(logits.detach(), labels, 1).float().mean().item()
-                return Loss(value, {"classification": value}, {"accuracy": correct})
+                return Loss(sum(parts.values(), value.new_zeros(())), parts, {"accuracy": correct})
 
             rows = optimise(
                 accelerator,
                 prepared,
                 optimizer,
-                [Batches(data, self.batch_size, self.seed, self.workers)],
+                [Growing(data, self.sides, self, steps)],
                 loss,
                 steps=steps,
                 title="train",
@@ -153,6 +214,7 @@ def train(
     data: Images,
     *,
     eval_data: Images | None = None,
+    teacher: nn.Module | None = None,
     run_dir: str | Path | None = None,
     notes: Mapping[str, Any] | None = None,
     on_step: OnStep | None = None,
@@ -169,6 +231,9 @@ def train(
         The classifier to start from; it is not changed.
     data, eval_data
         Items ``(image [3, H, W], label)``; ``eval_data`` is only looked at once, at the end.
+    teacher
+        A classifier of the same images and classes, whose predictions are learnt beside the labels
+        (Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network").
     run_dir, notes, on_step
         As for `fool`.
     settings
@@ -181,5 +246,11 @@ def train(
         be used.
     """
     return Train(**settings).run(
-        model, data, eval_data=eval_data, run_dir=run_dir, notes=notes, on_step=on_step
+        model,
+        data,
+        eval_data=eval_data,
+        teacher=teacher,
+        run_dir=run_dir,
+        notes=notes,
+        on_step=on_step,
     )
