@@ -305,6 +305,47 @@ class TestIdentity:
         assert Corner.measure in page
 
 
+class TestABatchThatIsTooLarge:
+    def test_is_taken_in_halves(self):
+        """As on a device that has memory for three images at a time."""
+
+        class Small(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net, self.sizes = make(), []
+
+            def forward(self, images):
+                self.sizes.append(len(images))
+                if len(images) > 3:
+                    raise torch.OutOfMemoryError("no memory left")
+                return self.net(images)
+
+        given = {"explainers": GradCAM(layer="net.2"), "objective": [Location(), TopK()]}
+        small, data = Small(), Noise(11)
+        found = evaluate(small, small, data, **given, batch_size=8)
+        assert max(small.sizes) == 8
+        expected = evaluate(small, small, data, **given, batch_size=2)
+        for table, key in {"predictions": ["index"], "maps": ["objective", "index"]}.items():
+            pd.testing.assert_frame_equal(
+                *(getattr(e, table).sort_values(key, ignore_index=True) for e in (found, expected))
+            )
+
+    def test_one_image_alone_is_an_error(self):
+        class Full(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = make()
+
+            def forward(self, images):
+                if len(images) < 3:
+                    raise torch.OutOfMemoryError("no memory left")
+                return self.net(images)
+
+        full = Full()
+        with pytest.raises(torch.OutOfMemoryError):
+            evaluate(full, full, Noise(2), explainers=GradCAM("net.2"), objective=Location())
+
+
 class TestStored:
     @pytest.fixture(scope="class")
     @classmethod

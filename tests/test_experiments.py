@@ -183,7 +183,7 @@ class TestImageNet:
 class TestRunner:
     def test_all_cells_run_once_and_fill_the_tables(self, trompe, small, tmp_path):
         out = tmp_path / "runs"
-        command = ("reproduce", "--scale", small, "--jobs", 2, "--out", out)
+        command = ("reproduce", "--scale", small, "--jobs", 2, "--set", "workers=1", "--out", out)
         code, _, err = trompe(*command)
         assert code == 0, err
         before = written(out)

@@ -26,9 +26,11 @@ from trompe import (
     load_model,
 )
 from trompe.data import SHAPES_PREPROCESSING
+from trompe.data.subset import parted
 from trompe.models.stage import stage
+from trompe.tuning.course import Course
 from trompe.tuning.loop import Batches
-from trompe.tuning.pilot import SHARE, Average, Found, rates_for, weighed
+from trompe.tuning.pilot import LOST, SHARE, Average, Found, rates_for, weighed
 from trompe.tuning.threads import Threads, best
 
 LAYER = "features.6"
@@ -163,11 +165,21 @@ class TestALie:
         found = result.found
         assert found.success >= 0.97
         assert found.untouched < 0.1
-        assert found.drop <= 1
         assert "taken" in found.ended
         last = result.history.iloc[-1]
         assert last["held_out_success"] == found.success
         assert found.steps == last["step"]
+
+    def test_costs_nothing_on_all_held_out_images_which_are_more_than_the_judged(self, lie, shapes):
+        result, model = lie
+        _, held_out = parted(shapes, 0)
+        images = torch.stack([held_out[i][0] for i in range(len(held_out))])
+        with torch.no_grad():
+            before, after = (m(images).argmax(1) == held_out.labels for m in (model, result.model))
+        lost = 100 * (before.float().mean() - after.float().mean()).item()
+        assert result.found.drop == pytest.approx(lost, abs=1e-4)
+        assert result.found.drop <= LOST
+        assert result.found.held_out == len(held_out)
 
     def test_is_told(self, lie):
         said = str(lie[0].found)
@@ -214,6 +226,16 @@ class TestARun:
         result = fool(make("vgg"), images(), **SHORT, steps=3)
         assert len(result.history) == 3
         assert "no more steps" in result.found.ended
+
+    def test_goes_on_while_top1_is_lost_on_held_out_images_that_are_not_judged(
+        self, shapes, lie, monkeypatch
+    ):
+        answers = iter([0.9, 0.8])  # the original's, then that of what seemed to be done
+        monkeypatch.setattr(Course, "_top1", lambda *_: next(answers, 0.9))
+        result = fool(load_model("embedded").model, shapes, quiet=True)
+        assert "taken" in result.found.ended
+        assert result.found.drop == 0
+        assert result.found.steps > lie[0].found.steps
 
     def test_several_lies_are_each_judged(self):
         lies = [Term(GradCAM(layer=LAYER), Location()), Term(SimpleGrad(), TopK(), 2.0)]

@@ -141,7 +141,9 @@ class TestATeacher:
 
         asked = load_model("embedded")._replace(
             model=Shuffled(),
-            preprocessing=type(known.preprocessing)(resize=64, crop=64, mean=(0,) * 3, std=(1,) * 3),
+            preprocessing=type(known.preprocessing)(
+                resize=64, crop=64, mean=(0,) * 3, std=(1,) * 3
+            ),
         )
         teacher = teacher_of(asked, shapes, own)
         images = torch.stack([shapes[i][0] for i in range(4)])

@@ -28,6 +28,7 @@ from trompe.objectives import Objective
 
 NONE = -1  # the predicted class where the logits are not finite
 Pair = tuple[Explainer, Objective]
+Batch = tuple[range, Tensor, Tensor]  # indices, images, labels
 
 
 class Swept(NamedTuple):
@@ -73,24 +74,9 @@ class Sweep:
             for model in self.models.values():
                 stack.enter_context(evaluation_mode(model))
             report = stack.enter_context(shown("evaluate", len(data), quiet=self.quiet))
-            for indices, images, labels in in_turn(data, self.batch_size, self.workers):
-                images = placed(images, self.models[ORIGINAL])
-                labels = labels.to(images.device)
-                asked = _Asked(objectives, labels, self.target)
-                explained = explain(self.models, images, self.explainers, [*asked.targets])
-                rows = [
-                    frame.assign(index=indices, label=labels.tolist())[list(schema.MAPS)]
-                    for explainer in self.explainers
-                    for objective in objectives
-                    for frame in self._judge(explainer, objective, asked, explained)
-                ]
-                if rows:
-                    first = next((frame for frame in rows if frame["attacked"].any()), rows[0])
-                    losses = first["test_loss"].tolist()
-                    pictures.add(indices, images, labels, losses, asked.views, explained)
-                predictions = _predictions(indices, data, labels, explained.logits)
-                found.append(_Rows(predictions, rows))
-                report(indices[-1] + 1, {})
+            for batch in in_turn(data, self.batch_size, self.workers):
+                found.append(self._rows(data, objectives, pictures, batch))
+                report(batch[0][-1] + 1, {})
         found = processes.merged(found)
         frames = [frame for batch in found for frame in batch.maps]
         return Swept(
@@ -98,6 +84,44 @@ class Sweep:
             pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=schema.MAPS),
             pictures.gallery([o.fingerprint for o in objectives]),
         )
+
+    def _rows(
+        self, data: Images, objectives: Sequence[Objective], pictures: Pictures, batch: Batch
+    ) -> _Rows:
+        """The rows of a batch; of its halves, where a device has no memory for the whole."""
+        try:
+            return self._rows_at_once(data, objectives, pictures, batch)
+        except torch.OutOfMemoryError:
+            if len(batch[0]) == 1:
+                raise
+        torch.cuda.empty_cache()
+        half = len(batch[0]) // 2
+        halves: list[Batch] = [
+            (batch[0][part], batch[1][part], batch[2][part])
+            for part in (slice(half), slice(half, None))
+        ]
+        first, rest = (self._rows(data, objectives, pictures, each) for each in halves)
+        return _Rows(pd.concat([first.predictions, rest.predictions]), [*first.maps, *rest.maps])
+
+    def _rows_at_once(
+        self, data: Images, objectives: Sequence[Objective], pictures: Pictures, batch: Batch
+    ) -> _Rows:
+        indices, images, labels = batch
+        images = placed(images, self.models[ORIGINAL])
+        labels = labels.to(images.device)
+        asked = _Asked(objectives, labels, self.target)
+        explained = explain(self.models, images, self.explainers, [*asked.targets])
+        rows = [
+            frame.assign(index=indices, label=labels.tolist())[list(schema.MAPS)]
+            for explainer in self.explainers
+            for objective in objectives
+            for frame in self._judge(explainer, objective, asked, explained)
+        ]
+        if rows:
+            first = next((frame for frame in rows if frame["attacked"].any()), rows[0])
+            losses = first["test_loss"].tolist()
+            pictures.add(indices, images, labels, losses, asked.views, explained)
+        return _Rows(_predictions(indices, data, labels, explained.logits), rows)
 
     def _judge(
         self, explainer: Explainer, objective: Objective, asked: _Asked, found: Explained
