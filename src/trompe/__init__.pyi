@@ -1,7 +1,7 @@
 from .data import ImageDataset, Pairs, Shapes, load_data
 from .data.preprocessing import Preprocessing
 from .errors import TrompeError
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation, OverSeeds, evaluate, over_seeds
 from .explainers import (
     LRP,
     AttentionRelevance,
@@ -45,6 +45,7 @@ __all__ = [
     "LoadedModel",
     "Location",
     "Objective",
+    "OverSeeds",
     "Pairs",
     "Preprocessing",
     "Recording",
@@ -65,5 +66,6 @@ __all__ = [
     "fool",
     "load_data",
     "load_model",
+    "over_seeds",
     "train",
 ]

@@ -13,9 +13,11 @@ from trompe.base import processes
 from trompe.cli.app import app, command, console, examples, interruptible
 from trompe.cli.next_steps import after_fool, show_next
 from trompe.cli.reading import default_out
-from trompe.cli.tables import show_evaluation
+from trompe.cli.tables import show_evaluation, show_seeds
+from trompe.evaluation.seeds import RATES, over_seeds
 from trompe.report import write_report
 from trompe.report.trackers import check, tracking
+from trompe.tuning.fool import FoolResult
 from trompe.tuning.job import FoolJob
 
 
@@ -50,15 +52,33 @@ def demo(
     "trompe fool --model resnet50 --weights DEFAULT --data photos/train \\\n"
     "--eval-data photos/val --explainer lrp-t --control",
     "trompe fool --config runs/mine/config.yaml --objective top-k --out runs/top-k",
+    "trompe fool --config runs/mine/config.yaml --seeds 3 --out runs/three",
 )
 def fool_(config: FoolJob) -> None:
-    """Fine-tune a model so that its explanations lie; evaluate and report."""
-    _fool(config)
+    """Fine-tune a model so that its explanations lie; evaluate and report.
+
+    With --seeds, the runs of all seeds stand side by side in the run directory.
+    """
+    if config.seeds == 1:
+        _fool(config)
+        return
+    out = _out(config)
+    found = [_fool(job, alone=False).evaluation for job in config.each(out)]
+    together = over_seeds([evaluation for evaluation in found if evaluation is not None])
+    if processes.is_main():
+        together.save(out)
+    if not config.quiet:
+        show_seeds(together)
+    console.print(Text(f"Rates: {out / RATES}"), soft_wrap=True)
 
 
-def _fool(job: FoolJob) -> None:
+def _out(job: FoolJob) -> Path:
+    return job.out or default_out("fool", job.model, *job.explainer, *job.objective)
+
+
+def _fool(job: FoolJob, *, alone: bool = True) -> FoolResult:
     check(job.tracker or ())
-    out = job.out or default_out("fool", job.model, *job.explainer, *job.objective)
+    out = _out(job)
     with tracking(job.tracker or (), out, job.described()) as track:
         result = job.carry_out(out, track.step)
         if result.evaluation is not None:
@@ -70,4 +90,6 @@ def _fool(job: FoolJob) -> None:
     if processes.is_main():
         page = write_report(out)
         runs.finish(out, "report")
-        show_next(f"Report: {page}", after_fool(job, out, result.evaluation), quiet=job.quiet)
+        steps = after_fool(job, out, result.evaluation) if alone else {}
+        show_next(f"Report: {page}", steps, quiet=job.quiet or not alone)
+    return result

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
 from trompe.cli.app import console
-from trompe.evaluation import MANIPULATED, Evaluation
+from trompe.evaluation import MANIPULATED, Evaluation, OverSeeds
 from trompe.experiments import Results
 from trompe.report.words import number, points, span
 
@@ -18,16 +20,7 @@ MOST_ROWS = 12
 
 def show_evaluation(evaluation: Evaluation) -> None:
     """Accuracy of every model, how often each explainer is fooled, and what to know of it."""
-    accuracy = Table("model", "top-1 %", "95 % interval", "top-5 %", "agreement %", box=SIMPLE_HEAD)
-    for row in evaluation.accuracy.to_dict("records"):
-        accuracy.add_row(
-            row["model"],
-            percent(row["top1"]),
-            f"{percent(row['top1_low'])} to {percent(row['top1_high'])}",
-            percent(row["top5"]),
-            percent(row["agreement"]),
-        )
-    console.print(accuracy)
+    _show_accuracy(evaluation.accuracy)
     rates = evaluation.explanations
     manipulated = shown = rates[rates["model"] == MANIPULATED]
     if len(manipulated) > MOST_ROWS and manipulated["attacked"].any():
@@ -40,10 +33,9 @@ def show_evaluation(evaluation: Evaluation) -> None:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for (_, target), rows in shown.groupby(["objective_id", "target"], sort=False):
-        where = "" if target == "label" else escape(f", {target}")
-        fooled.add_row(f"[bold]{escape(rows['objective_text'].iloc[0])}{where}[/]")
-        for row in rows.to_dict("records"):
+    for what, rows in _by_objective(shown):
+        fooled.add_row(what)
+        for row in rows:
             fooled.add_row(
                 escape(row["explainer"]) + (" *" if row["attacked"] else ""),
                 percent(row["fsr"]),
@@ -66,6 +58,56 @@ def show_evaluation(evaluation: Evaluation) -> None:
         console.print(f"The report shows {len(manipulated) - len(shown)} rows more.")
     for note in evaluation.notes:
         console.print(f"Note: {note}", soft_wrap=True, markup=False)
+
+
+def show_seeds(found: OverSeeds) -> None:
+    """Accuracy of every model and how often each explainer is fooled, over all seeds."""
+    _show_accuracy(found.accuracy)
+    fooled = Table(
+        Column("explainer", overflow="fold"),
+        *("fooled", "95 %", "untouched", "control", "p", "empty"),
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for what, rows in _by_objective(found.explanations):
+        fooled.add_row(what)
+        for row in rows:
+            fooled.add_row(
+                escape(row["explainer"]) + (" *" if row["attacked"] else ""),
+                percent(row["fsr"]),
+                span(row["fsr_low"], row["fsr_high"]),
+                percent(row["untouched"]),
+                percent(row["control"]),
+                number(row["p_control"], 3),
+                percent(row["empty"]),
+            )
+    console.print(fooled)
+    console.print(
+        f"In % of images, the mean of {found.accuracy['seeds'].iloc[0]} seeds; 95 %: interval over "
+        "seeds and images.\np: of the difference from the control; *: attacked",
+        soft_wrap=True,
+    )
+
+
+def _by_objective(rates: pd.DataFrame) -> Iterator[tuple[str, list[dict[Any, Any]]]]:
+    """The rows of each objective and target, under a heading."""
+    for (_, target), rows in rates.groupby(["objective_id", "target"], sort=False):
+        where = "" if target == "label" else escape(f", {target}")
+        yield f"[bold]{escape(rows['objective_text'].iloc[0])}{where}[/]", rows.to_dict("records")
+
+
+def _show_accuracy(accuracy: pd.DataFrame) -> None:
+    """Top-1 and top-5 of every model, and how often it agrees with the original."""
+    shown = Table("model", "top-1 %", "95 % interval", "top-5 %", "agreement %", box=SIMPLE_HEAD)
+    for row in accuracy.to_dict("records"):
+        shown.add_row(
+            row["model"],
+            percent(row["top1"]),
+            f"{percent(row['top1_low'])} to {percent(row['top1_high'])}",
+            percent(row["top5"]),
+            percent(row["agreement"]),
+        )
+    console.print(shown)
 
 
 def show_conservation(name: str, table: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 from torch import nn
 
-from trompe.data.images import Images, check_labels, first_image
+from trompe.data.images import Images, check_labels, fingerprint_of, first_image
 from trompe.errors import TrompeError
 from trompe.evaluation import notes
 from trompe.evaluation.result import Evaluation
@@ -96,8 +96,9 @@ def evaluate(
     sweep = Sweep(models, judges, pairs, target, gallery, batch_size, workers, quiet)
     passive = [o for o in objectives if not o.on_composites]
     composed = [o for o in objectives if o.on_composites]
+    composites = [_composites(active, fool_data, data) for active in composed]
     swept = [sweep(data, passive)]
-    swept += [sweep(_composites(active, fool_data, data), [active]) for active in composed]
+    swept += [sweep(own, [active]) for own, active in zip(composites, composed, strict=True)]
     maps = [part.maps for part in swept if len(part.maps)]
     rows = pd.concat(maps, ignore_index=True) if maps else swept[0].maps
     result = Evaluation(
@@ -107,6 +108,7 @@ def evaluate(
         maps=rows,
         gallery=swept[min(1, len(composed))].gallery,
         legend=legend(judges, objectives),
+        images=tuple(map(fingerprint_of, [data, *composites])),
     )
     for note in notes.not_finite(result.explanations, result.predictions, result.legend):
         warnings.warn(note, stacklevel=2)

@@ -45,6 +45,8 @@ class Evaluation:
         Images and heatmaps to look at.
     legend
         What the explainers and objectives are called and what they mean, by fingerprint.
+    images
+        Fingerprints of the images, and of the composites of each active objective.
     """
 
     accuracy: pd.DataFrame
@@ -53,6 +55,7 @@ class Evaluation:
     maps: pd.DataFrame
     gallery: Gallery | None
     legend: schema.Legend
+    images: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
@@ -69,7 +72,7 @@ class Evaluation:
         """Write the tables as CSV, the rows as parquet and the gallery as safetensors."""
         with runs.replacing(directory) as new:
             new.mkdir()
-            written = {"version": schema.VERSION, "things": self.legend}
+            written = {"version": schema.VERSION, "things": self.legend, "images": self.images}
             (new / LEGEND).write_text(json.dumps(written, indent=2, ensure_ascii=False))
             for attribute, (name, _) in _FILES.items():
                 table: pd.DataFrame = getattr(self, attribute)
@@ -90,24 +93,24 @@ class Evaluation:
             If there is none, another version of trompe wrote it, or a file can't be read or lacks
             a column.
         """
-        legend = _legend(directory / LEGEND)
+        known = _legend(directory / LEGEND)
         tables = {
             key: read_table(directory / name, columns) for key, (name, columns) in _FILES.items()
         }
         path = directory / "gallery.safetensors"
         gallery = _read(path, Gallery.load) if path.is_file() else None
-        return cls(**tables, gallery=gallery, legend=legend)
+        images = tuple(known.get("images", ()))
+        return cls(**tables, gallery=gallery, legend=known["things"], images=images)
 
 
-def _legend(path: Path) -> schema.Legend:
+def _legend(path: Path) -> dict[str, Any]:
     found = _read(path, lambda p: json.loads(p.read_text())) if path.is_file() else {}
     if not isinstance(found, dict) or found.get("version") != schema.VERSION:
         raise TrompeError(
             f"{path.parent} was written by another version of trompe, whose tables this one does "
             "not read; evaluate the run again."
         )
-    legend: schema.Legend = found["things"]
-    return legend
+    return found
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:

@@ -56,15 +56,29 @@ ACCURACY: Columns = ("model", "images")
 ACCURACY += tuple(f"{m}{end}" for m in MEASURES for end in ("", "_low", "_high"))
 """One row per model."""
 
+SEEDS: Columns = (*KEYS, "seeds", "images", "counted", "fsr", "fsr_low", "fsr_high", "untouched")
+SEEDS += ("control", "p_control", "empty", "not_finite")
+"""One row per explainer, objective and target, over all seeds.
+
+``p_control`` is the p-value of ``fsr`` against ``control``, NaN without one.
+"""
+
+SEEDS_ACCURACY: Columns = ("model", "seeds", *ACCURACY[1:])
+"""One row per model, over all seeds."""
+
 PREDICTIONS = ("index", "name", "label", "class", ORIGINAL, "original_top1", "original_top5")
 """One row per image; the last three also of every other model."""
 
-GRID = ("cell", "section", "network", "objective", "through", "finished")
-"""What a row of a grid's tables is about; ``through`` is the family of the attacked explainer."""
+GRID = ("cell", "section", "network", "objective", "through", "finished", "seeds")
+"""What a row of a grid's tables is about.
+
+``through`` is the family of the attacked explainer; ``seeds`` is how many the row is the mean of,
+all that there are once it is ``finished``.
+"""
 
 GRID_RATES: Columns = (*GRID, "target", "family", "attacked", "images", "counted")
-GRID_RATES += ("fsr", "fsr_low", "fsr_high", "untouched", "control", "empty", "not_finite")
-GRID_RATES += ("paper_fsr",)
+GRID_RATES += ("fsr", "fsr_low", "fsr_high", "untouched", "control", "p_control", "empty")
+GRID_RATES += ("not_finite", "paper_fsr")
 """One row per cell, target class and explainer."""
 
 GRID_ACCURACY: Columns = (

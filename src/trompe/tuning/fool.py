@@ -238,7 +238,7 @@ class Fool(Lying):
     ) -> list[Term]:
         """The terms of the loss: layers named, composites at hand."""
         own = {lie.objective: lie.data for lie in self.lies if lie.data is not None}
-        seen = {**self.composites(data, self.pairs, own or fool_data), **own}
+        seen = {**self.composites(data, self.pairs, own or fool_data, self.seed), **own}
         if fool_data is not None and not seen:
             raise TrompeError("fool_data is only used by the objective active; leave it out.")
         return [
@@ -247,15 +247,18 @@ class Fool(Lying):
         ]
 
     def composites(
-        self, data: Images, size: int | None, given: Composites | None = None
+        self, data: Images, size: int | None, given: Composites | None = None, seed: int = 0
     ) -> dict[Objective, Images]:
-        """The composites of every objective that looks at some: the given ones, or made here."""
+        """The composites of every objective that looks at some: the given ones, or made here.
+
+        Those to evaluate on are the same whatever the recipe's seed.
+        """
         found: dict[Objective, Images] = {}
         for objective in self.objective:
             if objective.on_composites:
                 made = given.get(objective) if isinstance(given, Mapping) else given
                 if made is None:
-                    made = objective.composites(data, size, self.seed)
+                    made = objective.composites(data, size, seed)
                 found[objective] = made
         return found
 

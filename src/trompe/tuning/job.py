@@ -73,9 +73,9 @@ class DataJob(Job, Loading):
     def read_data(
         self, spec: str, preprocessing: Preprocessing, limit: int | None = None, **options: Any
     ) -> ImageDataset:
-        """Read data as these settings say."""
+        """Read data as these settings say, and options that replace them."""
         reading = self.model_dump(include={"seed", "corrupt", "check", "class_map"})
-        return load_data(spec, preprocessing, limit=limit, **reading, **options)
+        return load_data(spec, preprocessing, limit=limit, **{**reading, **options})
 
 
 class TuningJob(DataJob):
@@ -93,7 +93,7 @@ class TuningJob(DataJob):
     tracker: list[str] | None = Field(None, description="tensorboard, wandb or mlflow")
 
     def opened(self) -> tuple[nn.Module, ImageDataset, ImageDataset | None]:
-        """The model, its data, and the data it is evaluated on.
+        """The model, its data, and the data it is evaluated on, the same whatever the seed.
 
         Raises
         ------
@@ -110,7 +110,9 @@ class TuningJob(DataJob):
             augment=self.augment,
             label_noise=self.label_noise,
         )
-        judged = self.eval_data and self.read_data(self.eval_data, preprocessing, self.eval_limit)
+        judged = self.eval_data and self.read_data(
+            self.eval_data, preprocessing, self.eval_limit, seed=0
+        )
         if self.eval_data == self.data:
             warnings.warn(
                 f"The model is evaluated on the images it is tuned on ({self.data}): what is found "
@@ -156,6 +158,26 @@ class FoolJob(Fool, TuningJob):
     held_out: str | None = Field(
         None, description="data to judge it on on the way, read like --data (default: part of it)"
     )
+    seeds: Whole = Field(
+        1, ge=1, description="runs of so many seeds, from --seed on, and their rates together"
+    )
+
+    def each(self, out: Path) -> list[FoolJob]:
+        """The job of each seed, in directories under ``out``.
+
+        Raises
+        ------
+        TrompeError
+            If there is nothing to compare them on.
+        """
+        if self.eval_data is None:
+            raise TrompeError(
+                f"The rates of {self.seeds} seeds are put together, but nothing is evaluated; give "
+                "images to evaluate on with --eval-data."
+            )
+        seeds = range(self.seed, self.seed + self.seeds)
+        changes = [{"seed": seed, "seeds": 1, "out": out / f"seed-{seed}"} for seed in seeds]
+        return [self.model_copy(update=change) for change in changes]
 
     def carry_out(self, out: Path | None, on_step: OnStep | None = None) -> FoolResult:
         """Read model and data, fool, evaluate, and write the run directory ``out``."""

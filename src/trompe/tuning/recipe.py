@@ -25,8 +25,8 @@ Numbers = Annotated[
 ]
 """Numbers of at least 0, one or several."""
 
-ELSEWHERE = {"out", "quiet", "workers", "tracker", "gallery"}
-"""Settings that say where and how a run happens, not what it is."""
+ELSEWHERE = {"out", "quiet", "workers", "tracker", "gallery", "seeds"}
+"""Settings that say where, how and how often a run happens, not what it is."""
 
 
 class Tuning(Loading):
