@@ -24,11 +24,13 @@ from trompe.experiments import (
     Cell,
     collect,
     is_finished,
+    last_known,
     load_grid,
     run_cells,
+    states,
     texts,
 )
-from trompe.report.grid import write_grid
+from trompe.report.grid import write_grid, write_state
 from trompe.tuning.job import FoolJob, TrainJob
 
 # What `reproduce` can be asked for: the sections of the grid that it runs.
@@ -68,6 +70,9 @@ def reproduce(
         list[str] | None,
         typer.Option("--set", help="SETTING=VALUE of every cell, e.g. device=cuda"),
     ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="seeds of every lie and control; the tables have their means")
+    ] = 1,
     jobs: Annotated[
         int | None,
         typer.Option(min=1, help="cells at a time (default: one per processor core)"),
@@ -85,34 +90,48 @@ def reproduce(
     """Run the paper's experiments; write its tables with the paper's figures beside ours.
 
     A cell is a run of trompe fool. Finished cells are not run again, also after an interruption;
-    one that fails does not stop the others.
+    one that fails does not stop the others. The first network of the layout comes first. While
+    cells run, the page shows where each of them is.
     """
     check_name("part of the grid", what, WHAT)
-    grid = load_grid(
-        scale, data=data, bases=_pairs(base, "--base"), given=_typed(_pairs(set_, "--set"))
-    )
+    given = _typed(_pairs(set_, "--set")) | ({"seeds": seeds} if seeds > 1 else {})
+    grid = load_grid(scale, data=data, bases=_pairs(base, "--base"), given=given)
     root = out or Path("runs") / f"reproduce-{grid.scale}"
     chosen = grid.chosen(WHAT[what], cells or []) if WHAT[what] else []
     if dry_run:
         for name, settings in texts(chosen, root):
             print(f"# {name}\n{settings}---")
         return
+    again = shlex.join(["trompe", *_without_cells(sys.argv[1:])])
+    running, failures = last_known(grid.cells, root)
+    if chosen:
+        failures = {cell: why for cell, why in failures.items() if cell not in chosen}
     with interruptible(), shown("cells", len(chosen)) as progress:
-        waiting = {cell for cell in chosen if not is_finished(cell, root)}
+
+        def refresh() -> None:
+            state = states(grid.cells, root, running, failures)
+            write_state(grid, collect(grid, root), state, root, again)
+            progress(sum(is_finished(c, root) or c in failures for c in chosen), {})
+
+        def begun(cell: Cell) -> None:
+            running.append(cell)
+            refresh()
 
         def ended(cell: Cell, failure: str | None) -> None:
-            waiting.discard(cell)
+            if cell in running:
+                running.remove(cell)
             if failure:
+                failures[cell] = failure
                 errors.print(f"[bold red]{cell.name}:[/] {escape(failure)}", soft_wrap=True)
-            progress(len(chosen) - len(waiting), {})
+            refresh()
 
-        failures = run_cells(chosen, root, carried_out, jobs=jobs, ray=ray, report=ended)
-    again = shlex.join(["trompe", *_without_cells(sys.argv[1:])])
+        if chosen:
+            run_cells(chosen, root, carried_out, jobs=jobs, ray=ray, report=ended, begun=begun)
     results = collect(grid, root)
-    page = write_grid(grid, results, root, again, failures)
+    page = write_grid(grid, results, states(grid.cells, root, running, failures), root, again)
     show_grid(results)
     console.print(f"Report: {page}", soft_wrap=True)
-    if failures:
+    if any(cell in failures for cell in chosen):
         raise typer.Exit(1)
 
 

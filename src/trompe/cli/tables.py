@@ -146,7 +146,7 @@ def show_grid(results: Results) -> None:
             row["network"],
             row["objective"] + target,
             row["through"],
-            percent(row["fsr"]) if row["finished"] else "not run",
+            percent(row["fsr"]) if row["seeds"] else "not run",
             percent(row["untouched"]),
             percent(row["control"]),
             percent(row["empty"]),

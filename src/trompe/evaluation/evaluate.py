@@ -96,9 +96,9 @@ def evaluate(
     sweep = Sweep(models, judges, pairs, target, gallery, batch_size, workers, quiet)
     passive = [o for o in objectives if not o.on_composites]
     composed = [o for o in objectives if o.on_composites]
-    composites = [_composites(active, fool_data, data) for active in composed]
+    composites = {active: _composites(active, fool_data, data) for active in composed}
     swept = [sweep(data, passive)]
-    swept += [sweep(own, [active]) for own, active in zip(composites, composed, strict=True)]
+    swept += [sweep(own, [active]) for active, own in composites.items()]
     maps = [part.maps for part in swept if len(part.maps)]
     rows = pd.concat(maps, ignore_index=True) if maps else swept[0].maps
     result = Evaluation(
@@ -108,7 +108,8 @@ def evaluate(
         maps=rows,
         gallery=swept[min(1, len(composed))].gallery,
         legend=legend(judges, objectives),
-        images=tuple(map(fingerprint_of, [data, *composites])),
+        images={"data": fingerprint_of(data)}
+        | {active.fingerprint: fingerprint_of(own) for active, own in composites.items()},
     )
     for note in notes.not_finite(result.explanations, result.predictions, result.legend):
         warnings.warn(note, stacklevel=2)

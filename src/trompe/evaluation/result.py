@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ class Evaluation:
     legend
         What the explainers and objectives are called and what they mean, by fingerprint.
     images
-        Fingerprints of the images, and of the composites of each active objective.
+        The fingerprint of the data, as ``"data"``, and that of the composites of each active
+        objective, by the objective's own.
     """
 
     accuracy: pd.DataFrame
@@ -55,7 +56,7 @@ class Evaluation:
     maps: pd.DataFrame
     gallery: Gallery | None
     legend: schema.Legend
-    images: tuple[str, ...] = ()
+    images: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
@@ -99,8 +100,8 @@ class Evaluation:
         }
         path = directory / "gallery.safetensors"
         gallery = _read(path, Gallery.load) if path.is_file() else None
-        images = tuple(known.get("images", ()))
-        return cls(**tables, gallery=gallery, legend=known["things"], images=images)
+        things, images = known["things"], known.get("images", {})
+        return cls(**tables, gallery=gallery, legend=things, images=images)
 
 
 def _legend(path: Path) -> dict[str, Any]:

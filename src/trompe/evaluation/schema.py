@@ -93,6 +93,12 @@ GRID_ACCURACY: Columns = (
 GRID_ACCURACY += ("drop", "drop_from_control", "paper_top1", "paper_drop")
 """One row per cell."""
 
+GRID_STATE: Columns = ("cell", "state", "step", "held_out_success", "held_out_top1", "why")
+"""One row per cell and seed: waiting, running, finished or failed, and why.
+
+``step`` and the shares are the last that a history or a checkpoint holds.
+"""
+
 Legend = dict[str, dict[str, Any]]
 """What is known of each explainer and objective, by fingerprint."""
 

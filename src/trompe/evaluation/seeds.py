@@ -17,6 +17,10 @@ from trompe.evaluation.schema import CONTROL, MANIPULATED, ORIGINAL
 from trompe.evaluation.summary import TOLD_APART
 from trompe.metrics import rate, sign_flip
 
+OTHER_IMAGES = (
+    "The evaluations are not of the same images, in number, labels or content; evaluate all seeds "
+    "on the same data."
+)
 RATES, ACCURACY = "seeds.csv", "seeds-accuracy.csv"
 Columns = Mapping[str, np.ndarray[Any, Any]]  # by name, [seeds, images]
 
@@ -69,7 +73,8 @@ def over_seeds(evaluations: Sequence[Evaluation]) -> OverSeeds:
     """
     if not evaluations:
         raise TrompeError("There is no evaluation to put together; give those of several seeds.")
-    _check_images(evaluations)
+    if not same_images(evaluations):
+        raise TrompeError(OTHER_IMAGES)
     found = [dict(iter(e.maps.groupby(TOLD_APART, sort=False))) for e in evaluations]
     models = [list(e.accuracy["model"]) for e in evaluations]
     if any(one.keys() != found[0].keys() for one in found) or models != models[:1] * len(models):
@@ -113,8 +118,8 @@ def pooled(seeds: Sequence[pd.DataFrame], honest: Sequence[pd.DataFrame] = ()) -
     row["untouched"], _, _ = rate(columns["untouched"][:, counted])
     row["control"] = row["p_control"] = float("nan")
     if honest:
-        kept = _stacked(honest, ("fooled",))["fooled"][:, counted]
-        row["control"], _, _ = rate(kept)
+        row["control"] = pooled(honest)["fsr"]
+        kept = _stacked([seeds[0], *honest], ("fooled",))["fooled"][1:, counted]
         row["p_control"] = sign_flip(fooled.mean(0) - kept.mean(0))
     return row | {share: columns[share].mean() for share in ("empty", "not_finite")}
 
@@ -144,15 +149,8 @@ def _stacked(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> Columns:
     return {name: np.stack([table[name].to_numpy() for table in ordered]) for name in names}
 
 
-OTHER_IMAGES = (
-    "The evaluations are not of the same images, in number, labels or content; evaluate all seeds "
-    "on the same data."
-)
-
-
-def _check_images(evaluations: Sequence[Evaluation]) -> None:
-    """Refuse evaluations of other images, as far as they say which they are of."""
-    seen = {e.images for e in evaluations if e.images}
+def same_images(evaluations: Sequence[Evaluation]) -> bool:
+    """Whether evaluations are of the same images, as far as they say."""
     names = [e.predictions["name"].tolist() for e in evaluations]
-    if len(seen) > 1 or any(one != names[0] for one in names):
-        raise TrompeError(OTHER_IMAGES)
+    seen = {(what, content) for e in evaluations for what, content in e.images.items()}
+    return all(one == names[0] for one in names) and len(seen) == len(dict(seen))

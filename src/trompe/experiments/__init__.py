@@ -3,6 +3,7 @@
 from trompe.experiments.grid import SCALES, SECTIONS, Cell, Grid, load_grid, paper, texts
 from trompe.experiments.results import Results, collect
 from trompe.experiments.runner import is_finished, run_cells
+from trompe.experiments.state import last_known, states
 
 __all__ = [
     "SCALES",
@@ -12,8 +13,10 @@ __all__ = [
     "Results",
     "collect",
     "is_finished",
+    "last_known",
     "load_grid",
     "paper",
     "run_cells",
+    "states",
     "texts",
 ]

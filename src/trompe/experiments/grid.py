@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cache
 from importlib.resources import files
@@ -75,6 +75,8 @@ class Cell(Planned):
         Where the cell stands in the tables; the last two are empty for bases and controls.
     title
         What the tables call the network.
+    row
+        Its row in the tables, which all its seeds share: the name of the first one.
     """
 
     section: str = field(kw_only=True)
@@ -82,6 +84,7 @@ class Cell(Planned):
     objective: str = field(default="", kw_only=True)
     explainer: str = field(default="", kw_only=True)
     title: str = field(kw_only=True)
+    row: str = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,9 @@ class Grid:
     def chosen(self, sections: Sequence[str], patterns: Sequence[str]) -> list[Cell]:
         """The cells of ``sections`` whose name matches a pattern (all without patterns).
 
-        Controls belong to every section; bases come first, those that the others start from.
+        Controls belong to every section, and to all of it the bases that it starts from. They are
+        in the order of importance: by network, as the layout lists them; of a network its base, its
+        control, and then its cells as the layout lists them.
 
         Raises
         ------
@@ -105,12 +110,13 @@ class Grid:
         found = [c for c in self.cells if c.section in (*sections, "control")]
         if patterns:
             for pattern in patterns:
-                if not any(fnmatch(c.name, pattern) for c in found):
+                if not any(_called(c, pattern) for c in found):
                     known = ", ".join(c.name for c in found)
                     raise TrompeError(f"No cell is called '{pattern}'; there are {known}.")
-            found = [c for c in found if any(fnmatch(c.name, p) for p in patterns)]
+            found = [c for c in found if any(_called(c, p) for p in patterns)]
         bases = dict.fromkeys(c.base for c in found if isinstance(c.base, Cell))
-        return [*bases, *found]
+        networks = [*self.targets]
+        return sorted([*bases, *found], key=lambda cell: networks.index(cell.network))
 
 
 def load_grid(
@@ -146,9 +152,10 @@ def load_grid(
     if data is None and "{data}" in layout.model_dump_json():
         raise TrompeError(f"The scale {scale} needs the folder of its images; give it with --data.")
 
-    def cell(
+    def cells_of(
         section: str, network: str, own: Settings, objective: str = "", explainer: str = ""
-    ) -> Cell:
+    ) -> list[Cell]:
+        """A cell, once for each seed."""
         check_name("network", network, layout.networks)
         part: Part | Section = getattr(layout, section)
         command = "train" if section == "base" else "fool"
@@ -166,7 +173,7 @@ def load_grid(
         filled_in = filled(settings, words)
         kind = objective.partition(":")[0]
         name = f"{kind}-{explainer}-{network}" if explainer else f"{section}-{network}"
-        planned = Cell(
+        asked = Cell(
             name,
             command,
             filled_in,
@@ -176,23 +183,34 @@ def load_grid(
             objective=objective,
             explainer=explainer,
             title=title,
+            row=name,
         )
-        planned.job(Path())  # its settings can be used
-        return planned
+        job = asked.job(Path())  # its settings can be used
+        settings = {key: value for key, value in filled_in.items() if key != "seeds"}
+        others = range(job.seed + 1, job.seed + getattr(job, "seeds", 1))
+        return [replace(asked, settings=settings)] + [
+            replace(asked, name=f"{name}-seed-{seed}", settings={**settings, "seed": seed})
+            for seed in others
+        ]
 
     trained: dict[str, Cell] = {}
     for network, own in layout.base.cells.items():
         if network not in bases:
-            trained[network] = cell("base", network, own)
+            (trained[network],) = cells_of("base", network, own)
     cells = [*trained.values()]
-    cells += [cell("control", network, own) for network, own in layout.control.cells.items()]
+    for network, own in layout.control.cells.items():
+        cells += cells_of("control", network, own)
     for section in SECTIONS:
         for objective, explainers in getattr(layout, section).cells.items():
             for explainer, networks in explainers.items():
                 for network, own in networks.items():
-                    cells.append(cell(section, network, own, objective, explainer))
+                    cells += cells_of(section, network, own, objective, explainer)
     targets = {name: network.target for name, network in layout.networks.items()}
     return Grid(layout.scale or scale, targets, cells)
+
+
+def _called(cell: Cell, pattern: str) -> bool:
+    return fnmatch(cell.name, pattern) or fnmatch(cell.row, pattern)
 
 
 @cache

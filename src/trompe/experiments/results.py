@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,19 @@ from typing import Any
 import pandas as pd
 
 from trompe import runs
+from trompe.errors import TrompeError
 from trompe.evaluation import Evaluation, schema
 from trompe.evaluation.schema import MANIPULATED, ORIGINAL
+from trompe.evaluation.seeds import OTHER_IMAGES, accuracy_of, pooled, same_images
 from trompe.experiments.grid import SECTIONS, Cell, Grid, paper
 from trompe.experiments.runner import is_finished
 from trompe.explainers import parse_explainer
 from trompe.objectives import parse_objective
 
 NAN = float("nan")
-MEASURED = ("images", "counted", "fsr", "fsr_low", "fsr_high", "untouched", "empty", "not_finite")
+MEASURED: schema.Columns = ("images", "counted", "fsr", "fsr_low", "fsr_high", "untouched")
+MEASURED += ("p_control", "empty", "not_finite")
+Evaluations = Sequence[Evaluation]
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,9 @@ class Results:
     Attributes
     ----------
     rates
-        One row per cell, target class and explainer: ``fsr`` with its 95 % interval (Wilson's),
-        that of the original judged against itself and of the control, shares of maps that are empty
-        or not finite, the paper's.
+        One row per cell, target class and explainer: ``fsr`` with its 95 % interval over seeds and
+        images, that of the original judged against itself and of the control, the p-value of the
+        difference from the control, shares of maps that are empty or not finite, the paper's.
     accuracy
         One row per cell: top-1 with its interval and top-5 of the manipulated model, top-1 of the
         original and of the control, the paper's top-1 and its drop.
@@ -49,55 +53,68 @@ class Results:
 
 
 def collect(grid: Grid, root: Path) -> Results:
-    """Read the finished cells of ``grid`` under ``root``."""
-    controls = {cell.network: cell for cell in grid.cells if cell.section == "control"}
-    cells = [cell for cell in grid.cells if cell.section in SECTIONS]
+    """Read the finished cells of ``grid`` under ``root``; seeds of one cell are one row.
+
+    Raises
+    ------
+    TrompeError
+        If an evaluation can't be read, or seeds of one cell were not judged on the same images.
+    """
+    rows: dict[tuple[str, str], list[Cell]] = {}
+    controls: dict[str, list[Cell]] = {}
+    for cell in grid.cells:
+        if cell.section in SECTIONS:
+            rows.setdefault((cell.row, cell.objective), []).append(cell)
+        elif cell.section == "control":
+            controls.setdefault(cell.network, []).append(cell)
+    rates, accuracy = [], []
+    for seeds in rows.values():
+        found = _evaluations(seeds, root)
+        honest = _evaluations(controls.get(seeds[0].network, []), root)
+        if not same_images(found):
+            raise TrompeError(f"{seeds[0].row}: {OTHER_IMAGES}")
+        place = _place(seeds[0], len(found), len(seeds))
+        rates += [place | row for row in _rates(seeds[0], found, honest)]
+        accuracy.append(place | _accuracy(seeds[0], found, honest))
     return Results(
-        pd.DataFrame(
-            [row for cell in cells for row in _rates(cell, root, controls)],
-            columns=schema.GRID_RATES,
-        ),
-        pd.DataFrame(
-            [_accuracy(cell, root, controls) for cell in cells], columns=schema.GRID_ACCURACY
-        ),
+        pd.DataFrame(rates, columns=schema.GRID_RATES),
+        pd.DataFrame(accuracy, columns=schema.GRID_ACCURACY),
     )
 
 
-def _rates(cell: Cell, root: Path, controls: dict[str, Cell]) -> Iterator[dict[str, Any]]:
+def _rates(cell: Cell, found: Evaluations, honest: Evaluations) -> Iterator[dict[str, Any]]:
     published = paper()
     judges = [parse_explainer(spec).family for spec in cell.settings["eval_explainer"]]
-    found, honest = (_evaluation(c, root) for c in (cell, controls.get(cell.network)))
+    paired = same_images([*found, *honest])
     for target in ("c1", "c2") if cell.section == "active" else ("label",):
         line = published["active"][target] if target != "label" else {}
         line = line or published["passive"].get(cell.objective, {})
         figures = line.get(cell.explainer, {}).get(cell.network, [])
         printed = dict(zip(published["explainers"][cell.section], figures, strict=False))
         for judge in judges:
-            ours, kept = (_row(e, _objective(cell), target, judge) for e in (found, honest))
+            ours, kept = (_maps(e, _objective(cell), target, judge) for e in (found, honest))
+            row = pooled(ours, kept if paired else ()) if ours else {}
+            control = pooled(kept)["fsr"] if kept else NAN
             yield {
-                **_place(cell, root),
                 "target": target,
                 "family": judge,
                 "attacked": judge == cell.explainer,
-                **{key: ours.get(key, NAN) for key in MEASURED},
-                "control": kept.get("fsr", NAN),
+                **{key: row.get(key, NAN) for key in MEASURED},
+                "control": control,
                 "paper_fsr": _share(printed.get(judge)),
             }
 
 
-def _accuracy(cell: Cell, root: Path, controls: dict[str, Cell]) -> dict[str, Any]:
+def _accuracy(cell: Cell, found: Evaluations, honest: Evaluations) -> dict[str, Any]:
     published = paper()
     name = "active" if cell.section == "active" else cell.objective
     printed = published["accuracy"].get(name, {}).get(cell.explainer, {}).get(cell.network)
     before = published["baseline"].get(cell.network)
-    found = _evaluation(cell, root)
     measured = _of(found, MANIPULATED)
     row = {key: measured.get(key, NAN) for key in ("top1", "top1_low", "top1_high", "top5")}
     original = _of(found, ORIGINAL).get("top1", NAN)
-    honest = _evaluation(controls.get(cell.network), root)
     control = _of(honest, MANIPULATED).get("top1", NAN)
     return {
-        **_place(cell, root),
         **row,
         "original_top1": original,
         "control_top1": control,
@@ -108,14 +125,15 @@ def _accuracy(cell: Cell, root: Path, controls: dict[str, Cell]) -> dict[str, An
     }
 
 
-def _place(cell: Cell, root: Path) -> dict[str, Any]:
+def _place(cell: Cell, finished: int, seeds: int) -> dict[str, Any]:
     return {
-        "cell": cell.name,
+        "cell": cell.row,
         "section": cell.section,
         "network": cell.title,
         "objective": _objective(cell),
         "through": cell.explainer,
-        "finished": is_finished(cell, root),
+        "finished": finished == seeds,
+        "seeds": finished,
     }
 
 
@@ -123,23 +141,25 @@ def _objective(cell: Cell) -> str:
     return parse_objective(cell.objective).name
 
 
-def _evaluation(cell: Cell | None, root: Path) -> Evaluation | None:
-    if cell is None or not is_finished(cell, root):
-        return None
-    return Evaluation.load(root / cell.folder / "evaluation")
+def _evaluations(cells: Sequence[Cell], root: Path) -> Evaluations:
+    folders = [root / cell.folder for cell in cells if is_finished(cell, root)]
+    return [Evaluation.load(folder / "evaluation") for folder in folders]
 
 
-def _of(found: Evaluation | None, model: str) -> dict[Any, Any]:
-    return {} if found is None else dict(found.accuracy.set_index("model").loc[model])
+def _of(found: Evaluations, model: str) -> dict[str, Any]:
+    return accuracy_of([e.predictions for e in found], model) if found else {}
 
 
-def _row(found: Evaluation | None, objective: str, target: str, judge: str) -> dict[Any, Any]:
-    if found is None:
-        return {}
+def _maps(found: Evaluations, objective: str, target: str, judge: str) -> list[pd.DataFrame]:
+    """The rows per image of the first explainer and objective of these names."""
     wanted = {"objective": objective, "target": target, "family": judge, "model": MANIPULATED}
-    rows = found.explanations
-    rows = rows[(rows[list(wanted)] == list(wanted.values())).all(axis=1)]
-    return dict(rows.iloc[0]) if len(rows) else {}
+    tables = []
+    for table in (e.maps for e in found):
+        rows = table[(table[list(wanted)] == list(wanted.values())).all(axis=1)]
+        if len(rows):
+            own = ["explainer_id", "objective_id"]
+            tables.append(rows[(rows[own] == rows[own].iloc[0]).all(axis=1)])
+    return tables
 
 
 def _share(percent: Any) -> float:

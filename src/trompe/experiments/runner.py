@@ -36,8 +36,11 @@ def run_cells(
     jobs: int | None = None,
     ray: str | None = None,
     report: Callable[[Cell, str | None], None] = lambda cell, failure: None,
+    begun: Callable[[Cell], None] = lambda cell: None,
 ) -> dict[Cell, str]:
     """Run what is not finished yet; a cell that fails does not keep the others from running.
+
+    The first one in order whose base is finished is the next to run.
 
     Every cell is a process of its own, ``trompe train`` or ``trompe fool``, that writes what it
     says to ``.log`` in its run directory, goes on where an interrupted one stopped, and ends when
@@ -46,7 +49,7 @@ def run_cells(
     Parameters
     ----------
     cells
-        Bases before the cells that start from them.
+        The most important first.
     root
         The directory of all run directories; on all machines the same, if there are many.
     main
@@ -58,6 +61,8 @@ def run_cells(
         Address of a Ray cluster (``"auto"``, ``"local"`` or ``HOST:PORT``) to run them on instead.
     report
         Called with every cell that has ended, and why it failed if it did.
+    begun
+        Called with every cell that is started; on a cluster, given to it.
 
     Returns
     -------
@@ -71,25 +76,31 @@ def run_cells(
     waiting = [cell for cell in cells if not is_finished(cell, root)]
     failures: dict[Cell, str] = {}
     running: dict[Future[str | None], Cell] = {}
+    ended: list[tuple[Cell, str | None]] = []
+    jobs = jobs or torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    at_once = len(waiting) if ray else jobs
     with runs.locked(root), _on_ray(main, ray) if ray else _on_this_machine(main, jobs) as submit:
         while waiting or running:
             for cell in list(waiting):
-                if cell.base in waiting or cell.base in running.values():
-                    continue
-                waiting.remove(cell)
                 if cell.base in failures:
+                    waiting.remove(cell)
                     failures[cell] = f"{cell.base.name} failed"
-                    report(cell, failures[cell])
-                else:
+                    ended.append((cell, failures[cell]))
+                elif len(running) < at_once and cell.base not in (*waiting, *running.values()):
+                    waiting.remove(cell)
                     running[submit(cell, root)] = cell
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in ended:
+                    begun(cell)
+            while ended:  # reported while the next ones run
+                report(*ended.pop(0))
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
                 cell = running.pop(future)
                 error = future.exception()
                 failure = f"{type(error).__name__}: {error}" if error else future.result()
                 if failure:
                     failures[cell] = failure
-                report(cell, failure)
+                ended.append((cell, failure))
+        for last in ended:
+            report(*last)
     return failures
 
 
@@ -137,12 +148,11 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _on_this_machine(main: Main, jobs: int | None) -> Iterator[Submit]:
-    cores = len(os.sched_getaffinity(0))
-    jobs = jobs or torch.cuda.device_count() or cores
+def _on_this_machine(main: Main, jobs: int) -> Iterator[Submit]:
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     pool = ThreadPoolExecutor(jobs)
     try:
-        yield lambda cell, root: pool.submit(run_cell, cell, root, main, max(1, cores // jobs))
+        yield lambda cell, root: pool.submit(run_cell, cell, root, main, threads)
     finally:
         pool.shutdown(cancel_futures=True)
 

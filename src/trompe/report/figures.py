@@ -104,7 +104,6 @@ def _transfer(run_dir: Path) -> Figure:
             ],
             column=rates["explainer_id"].map(run.label),
             attacked=rates["attacked"] & lied,
-            finished=True,
             paper_fsr=math.nan,
         )
     )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from trompe import runs
-from trompe.experiments import SECTIONS, Cell, Grid, Results
+from trompe.experiments import SECTIONS, Grid, Results
 from trompe.report import words
 from trompe.report.grid_figures import draw_heatmaps, draw_transfer
 from trompe.report.html import write_page
@@ -23,10 +24,15 @@ from trompe.report.transfer import records
 from trompe.report.words import family_name, objective_title
 
 
-def write_grid(
-    grid: Grid, results: Results, root: Path, command: str, failures: Mapping[Cell, str]
-) -> Path:
+def write_grid(grid: Grid, results: Results, state: pd.DataFrame, root: Path, command: str) -> Path:
     """Write tables, figures and ``report.html`` of the finished cells under ``root``.
+
+    Parameters
+    ----------
+    state
+        The table `schema.GRID_STATE`.
+    command
+        What runs the grid.
 
     Returns
     -------
@@ -48,6 +54,18 @@ def write_grid(
             }
             for name, title in drawn
         ]
+    return write_state(grid, results, state, root, command, pictures)
+
+
+def write_state(
+    grid: Grid,
+    results: Results,
+    state: pd.DataFrame,
+    root: Path,
+    command: str,
+    pictures: Sequence[Mapping[str, str]] = (),
+) -> Path:
+    """Write ``report.html`` alone, as `write_grid` does, with pictures that are drawn already."""
     return write_page(
         root / "report.html",
         "grid.html.j2",
@@ -61,17 +79,16 @@ def write_grid(
         ],
         accuracy=_accuracy(results),
         pictures=pictures,
-        missing=_missing(results, command, failures),
+        missing=_missing(grid, state, command),
         command=command,
     )
 
 
 def headline(results: Results) -> str:
     """Say in one sentence what the finished cells show."""
-    done = results.accuracy["finished"]
-    if not done.any():
+    if not results.accuracy["seeds"].any():
         return "No cell has been run yet."
-    rates = results.rates[results.rates["finished"] & results.rates["attacked"]]
+    rates = results.rates[(results.rates["seeds"] > 0) & results.rates["attacked"]]
     parts = []
     for section, name in (("passive", "Passive"), ("active", "active")):
         rows = rates[rates["section"] == section]
@@ -121,17 +138,20 @@ def _matrix(grid: Grid, results: Results, section: str) -> Matrix:
 def _rate(record: Mapping[str, Any], folders: Mapping[str, str]) -> Rate:
     note = f"95 % interval {words.span(record['fsr_low'], record['fsr_high'])}; "
     note += f"{words.percent(record['empty'])} of the maps are empty"
+    note += f"; mean of {record['seeds']} seeds" if record["seeds"] > 1 else ""
+    p = record["p_control"]
+    note += "" if math.isnan(p) else f"; p = {words.number(p, 3)} against the control"
     beside = {key: record[key] for key in ("untouched", "control", "empty")}
     beside["paper"] = record["paper_fsr"]
     known = {name: share for name, share in beside.items() if not math.isnan(share)}
     return Rate(
-        record["fsr"] if record["finished"] else math.nan,
+        record["fsr"],
         f"{record['network']}, {family_name(record['family'])}",
         note,
         bool(record["attacked"]),
         [f"{name} {100 * share:.1f}" for name, share in known.items()],
         f"{folders[record['cell']]}/report.html",
-        "none counted" if record["finished"] else "not run",
+        "none counted" if record["seeds"] else "not run",
     )
 
 
@@ -146,10 +166,21 @@ def _accuracy(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def _missing(
-    results: Results, command: str, failures: Mapping[Cell, str]
-) -> list[tuple[str, str, str]]:
-    """Cells that are not finished: name, command that runs them, why they failed."""
-    why = {cell.name: failure for cell, failure in failures.items()}
-    rows = results.accuracy[~results.accuracy["finished"]]
-    return [(c, f"{command} --cells {c}", why.get(c, "")) for c in rows["cell"]]
+def _missing(grid: Grid, state: pd.DataFrame, command: str) -> list[tuple[str, str, str]]:
+    """Cells that are not finished: name, state, command that runs them; bases run with others."""
+    bases = {cell.name for cell in grid.cells if cell.section == "base"}
+    missing = [(row["cell"], _said(row)) for row in records(state) if row["state"] != "finished"]
+    return [
+        (name, said, "" if name in bases else f"{command} --cells {name}") for name, said in missing
+    ]
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    """A state in words."""
+    parts = [row["state"]]
+    if not math.isnan(row["step"]):
+        parts.append(f"step {row['step']:.0f}")
+    for name in ("success", "top1"):
+        if not math.isnan(share := row[f"held_out_{name}"]):
+            parts.append(f"held-out {name} {words.percent(share)}")
+    return ", ".join(parts) + (f": {row['why']}" if row["why"] else "")

@@ -28,7 +28,7 @@ def draw_transfer(rates: pd.DataFrame, directory: Path) -> list[tuple[str, str]]
     drawn = []
     for section in SECTIONS:
         rows = rates[rates["section"] == section]
-        if rows["finished"].any():
+        if rows["fsr"].notna().any():
             of_grid(rows).savefig(directory / f"transfer-{section}.png", dpi=280)
             title = f"Fooling success rate in %, {section} fooling; below, {PAPER}"
             drawn.append((f"transfer-{section}.png", title))

@@ -21,8 +21,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     ----------
     rows
         Success rates ``fsr`` in [0, 1] by ``network``, ``line`` and ``column``; those ``attacked``
-        are outlined, those not ``finished`` are left empty, and ``paper_fsr``, where there is one,
-        is written small below.
+        are outlined, those that are NaN are left empty, and ``paper_fsr``, where there is one, is
+        written small below.
     """
     networks, columns, lines = (
         list(dict.fromkeys(rows[key])) for key in ("network", "column", "line")
@@ -85,7 +85,7 @@ def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _square(axes: Any, x: int, y: int, record: dict[str, Any]) -> None:
     rate, printed = record["fsr"], record["paper_fsr"]
-    known = bool(record["finished"]) and rate == rate
+    known = rate == rate
     face = RATE(rate) if known else PLAIN
     edge = "crimson" if record["attacked"] else face
     axes.add_patch(

@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ from trompe.models import copied, load_model, save_weights
 from trompe.tuning.threads import Threads
 
 WINDOW = 50
+HISTORY = "custom_checkpoint_0.pkl"  # what accelerate calls the first thing that is registered
 
 OnStep = Callable[[str, Mapping[str, float]], None]
 
@@ -255,6 +256,19 @@ def restored(model: nn.Module, directory: Path, suffix: str = "") -> pd.DataFram
     kept = load_file(directory / f"weights{suffix}.safetensors")
     model.load_state_dict({**model.state_dict(), **kept})  # extra state is the model's own
     return pd.read_csv(directory / f"history{suffix}.csv")
+
+
+def last_row(directory: Path, name: str) -> dict[str, float]:
+    """The last row that a run directory holds of a history: its end, or that of a checkpoint."""
+    table = directory / "history.csv"
+    with suppress(OSError):  # a checkpoint may give way to the next one at any moment
+        if table.is_file():
+            return {str(k): v for k, v in pd.read_csv(table).iloc[-1].items()}
+        if latest := _latest(directory / "checkpoints" / name):
+            kept = torch.load(latest / HISTORY, weights_only=True)
+            row: dict[str, float] = json.loads(kept["rows"])[-1]
+            return row
+    return {}
 
 
 def architecture(directory: Path, model: nn.Module | None) -> nn.Module:
