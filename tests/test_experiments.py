@@ -18,6 +18,7 @@ from tests.runs import IMAGE
 from trompe import TrompeError
 from trompe.cli.reproduce import carried_out
 from trompe.experiments import load_grid, run_cells
+from trompe.metrics import rate, sign_flip
 
 LAYERS = {
     "vgg19": "features.34:input",
@@ -283,6 +284,18 @@ class TestRunner:
         assert kept.items() <= written(out).items()
         assert pd.read_csv(out / "tables/rates.csv").groupby("cell")["finished"].all().sum() == 2
 
+    def test_one_at_a_time_they_begin_in_their_order(self, small, tmp_path):
+        grid = load_grid(str(small), given={"data": "nowhere"})
+        chosen = grid.chosen(["passive"], ["location-*"])
+        begun = []
+        failures = run_cells(
+            *(chosen, tmp_path / "runs", carried_out),
+            jobs=1,
+            begun=lambda cell: begun.append(cell.name),
+        )
+        assert set(failures) == set(chosen)
+        assert begun == ["location-grad-cam-one", "location-lrp-t-one", "base-two"]
+
     def test_what_starts_from_a_failed_base_is_not_run(self, small, tmp_path):
         grid = load_grid(str(small), given={"epochs": 1, "data": "nowhere"})
         ended = {}
@@ -320,6 +333,135 @@ class TestRunner:
             cluster.shutdown()
 
 
+class TestOrder:
+    def test_networks_as_listed_and_of_each_its_base_its_control_its_cells(self, tmp_path):
+        grid = dict(SMALL, networks=dict(reversed(SMALL["networks"].items())))
+        path = tmp_path / "grid.yaml"
+        path.write_text(yaml.safe_dump(grid, sort_keys=False))
+        chosen = load_grid(str(path)).chosen(["passive", "active"], [])
+        assert [cell.name for cell in chosen] == [
+            *("base-two", "location-grad-cam-two", "control-one", "location-grad-cam-one"),
+            *("location-lrp-t-one", "top-k-grad-cam-one", "active-grad-cam-one"),
+        ]
+
+    def test_imagenette_begins_with_what_the_paper_could_not_fool(self):
+        chosen = load_grid("imagenette", data="photos").chosen(["passive", "active"], [])
+        networks = list(dict.fromkeys(cell.network for cell in chosen))
+        assert networks == ["densenet121", "resnet50", "vgg19", "resnet18"]
+
+    def test_the_seeds_of_a_cell_follow_one_another(self, small):
+        plain = load_grid(str(small)).chosen(["passive"], [])
+        seeds = load_grid(str(small), given={"seeds": 3}).chosen(["passive"], [])
+        assert [cell.folder for cell in seeds if cell.row == cell.name] == [
+            cell.folder for cell in plain
+        ]
+        assert [c.name for c in seeds if c.network == "two"] == [
+            "base-two",
+            *(f"location-grad-cam-two{end}" for end in ("", "-seed-1", "-seed-2")),
+        ]
+        assert [c.job(small).seed for c in seeds if c.row == "control-one"] == [0, 1, 2]
+        assert len({cell.folder for cell in seeds}) == len(seeds) == 1 + 3 * (len(plain) - 1)
+
+    def test_seeds_begin_with_the_one_that_is_given(self, small):
+        grid = load_grid(str(small), given={"seed": 5, "seeds": 2})
+        chosen = grid.chosen(["passive"], ["location-grad-cam-two"])
+        assert [cell.name for cell in chosen][1:] == [
+            *("location-grad-cam-two", "location-grad-cam-two-seed-6")
+        ]
+        (only,) = grid.chosen(["passive"], ["location-lrp-t-one-seed-6"])
+        assert only.job(small).seed == 6
+
+
+class TestSeeds:
+    def test_the_first_is_kept_and_the_tables_have_the_mean(self, trompe, small, tmp_path):
+        out = tmp_path / "runs"
+        command = ("reproduce", "--scale", small, "--out", out, "--jobs", 1, "--set", "lr=1e-3")
+        assert trompe(*command, "--cells", "top-k-*", "--cells", "control-*")[0] == 0
+        before, single = written(out), pd.read_csv(out / "tables/rates.csv")
+        seeds = (*command, "--seeds", 2)
+        assert trompe(*seeds, "--cells", "top-k-*")[0] == 0
+        half = pd.read_csv(out / "tables/rates.csv").set_index(["cell", "family"])
+        code, _, err = trompe(*seeds, "--cells", "control-*")
+        assert code == 0, err
+        after = written(out)
+        assert len(after) == 4
+        assert before.items() <= after.items()
+        rates = pd.read_csv(out / "tables/rates.csv").set_index(["cell", "family"])
+        assert (rates.loc["top-k-grad-cam-one", "seeds"] == 2).all()
+        evaluations = {}
+        for name in ("top-k-grad-cam-one", "control-one"):
+            runs = sorted(out.glob(f"{name}*"), key=lambda run: "-seed-1-" in run.name)
+            tables = [pd.read_parquet(run / "evaluation/explanations.parquet") for run in runs]
+            evaluations[name] = [t[t["objective"] == "top-k"] for t in tables]
+        for family, row in rates.loc["top-k-grad-cam-one"].iterrows():
+            lied, kept = (
+                np.stack([t[t["family"] == family]["fooled"] for t in tables])
+                for tables in evaluations.values()
+            )
+            assert row["fsr"] == pytest.approx(lied.mean())
+            assert row["control"] == pytest.approx(kept.mean())
+            assert (row["fsr_low"], row["fsr_high"]) == pytest.approx(rate(lied)[1:])
+            assert row["p_control"] == sign_flip(lied.mean(0) - kept.mean(0))
+            first = half.loc["top-k-grad-cam-one", family]
+            assert first["control"] == pytest.approx(kept[0].mean())
+        own = single[single["cell"] == "top-k-grad-cam-one"]
+        assert (own["seeds"] == 1).all()
+        assert own["fsr_low"].tolist() != rates.loc["top-k-grad-cam-one", "fsr_low"].tolist()
+        accuracy = pd.read_csv(out / "tables/accuracy.csv").set_index("cell")
+        assert accuracy.loc["top-k-grad-cam-one", "seeds"] == 2
+
+        table = pd.read_csv(out / "state.csv", keep_default_na=False).set_index("cell")
+        assert table.loc["top-k-grad-cam-one-seed-1", ["state", "step"]].tolist() == [
+            *("finished", "2.0")
+        ]
+        assert set(table["state"]) == {"finished", "waiting"}
+        code, _, err = trompe("figure", out, "--layout", "transfer", "--format", "png")
+        assert code == 0, err
+
+
+class TestState:
+    def test_while_cells_run_another_process_can_ask(self, trompe, small, tmp_path):
+        out = tmp_path / "runs"
+        command = ["reproduce", "--scale", str(small), "--out", str(out), "--set", "steps=100000"]
+        command += ["--set", "checkpoint_every=2"]
+        child = subprocess.Popen(
+            [sys.executable, "-m", "trompe", *command, "--jobs", "1", "--cells", "*-one"],
+            cwd=tmp_path,
+        )
+        try:
+            while not list(out.glob("control-one-*/checkpoints/fool/step-*")):
+                assert child.poll() is None, "it ended before it was asked"
+                time.sleep(0.05)
+            code, _, err = trompe("reproduce", "figures", *command[1:])
+            assert code == 0, err
+            table = pd.read_csv(out / "state.csv").set_index("cell")
+            assert table.loc["control-one", "state"] == "running"
+            assert table.loc["control-one", "step"] >= 2
+            assert set(table.drop("control-one")["state"]) == {"waiting"}
+            assert "running, step" in (out / "report.html").read_text()
+        finally:
+            child.kill()
+            child.wait()
+        code, _, err = trompe("reproduce", "figures", *command[1:])
+        assert code == 0, err
+        table = pd.read_csv(out / "state.csv").set_index("cell")
+        assert table.loc["control-one", "state"] == "waiting"
+        assert table.loc["control-one", "step"] >= 2
+
+    def test_why_a_cell_failed_is_known_later_too(self, trompe, small, tmp_path):
+        out = tmp_path / "runs"
+        command = ("reproduce", "--scale", small, "--out", out, "--set", "data=nowhere")
+        code, _, err = trompe(*command, "--cells", "location-grad-cam-two")
+        assert code == 1
+        code, _, err = trompe("reproduce", "figures", *command[1:])
+        assert code == 0, err
+        table = pd.read_csv(out / "state.csv").set_index("cell")
+        assert "There is no folder or file nowhere" in table.loc["base-two", "why"]
+        assert table.loc["location-grad-cam-two", "why"] == "base-two failed"
+        assert table["state"].value_counts().to_dict() == {"failed": 2, "waiting": 5}
+        assert "failed: base-two failed" in (out / "report.html").read_text()
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -337,6 +479,7 @@ class TestErrors:
             (["--set", "learning_rate=1"], "There is no setting 'learning_rate'; choose"),
             (["--set", "lr=-1"], "--lr must be above 0, not -1"),
             (["--set", "lr"], "--set takes NAME=VALUE, not 'lr'"),
+            (["--set", "seeds=0"], "--seeds must be at least 1, not 0"),
             (["--base", "vgg16=a.pth"], "There is no network 'vgg16'; did you mean 'vgg19'?"),
         ],
     )
