@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from trompe import runs
 from trompe.base import processes
+from trompe.errors import TrompeError
 from trompe.models.hooks import evaluation_mode
 from trompe.tuning.loop import Batches
 from trompe.tuning.loss import DIVERGENCE, SUCCESS, StepLoss
@@ -147,13 +148,26 @@ class Found:
 
     @classmethod
     def load(cls, directory: Path) -> Found | None:
-        """What a run directory holds of it."""
-        if not (directory / FILE).exists():
+        """What a run directory holds of it.
+
+        Raises
+        ------
+        TrompeError
+            If it is damaged, or was written by another version.
+        """
+        path = directory / FILE
+        if not path.exists():
             return None
-        given: dict[str, Any] = json.loads((directory / FILE).read_text())
-        for key in ("objective", "weight"):
-            given[key] = tuple(given[key])
-        return cls(**given)
+        try:
+            given: dict[str, Any] = json.loads(path.read_text())
+            for key in ("objective", "weight"):
+                given[key] = tuple(given[key])
+            return cls(**given)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise TrompeError(
+                f"'{path}' can't be read ({error}): it is damaged, or from another version. "
+                "Remove it to go on without what it says."
+            ) from error
 
     def __str__(self) -> str:
         weights = ", ".join(f"{w:g}" for w in self.weight)
@@ -406,7 +420,8 @@ class Pilot:
 
     def _missing(self, figures: Mapping[str, float]) -> float:
         """Points of success that are missing, and what the lost points of top-1 are worth."""
-        lost = max(0.0, self._drop(figures) - self.lost)
+        few = 1 if "whole" in figures else 2  # a top-1 of the judged images alone says less
+        lost = max(0.0, self._drop(figures) - few * self.lost)
         lost += max(0.0, 20 * (figures[DIVERGENCE] - DIVERGED))
         return max(0.0, 100 * (FOOLED - figures["success"])) + PRICE * lost
 
