@@ -41,7 +41,7 @@ SHORTEST, LONGEST = 60, 2000  # steps in which the rate falls
 ROUNDS = 4
 CHECK_EVERY = 50  # steps
 JUDGED = 200  # images
-FOOLED, LOST, DIVERGED = 0.97, 0.5, 0.1  # enough of them; points of top-1, nats that are nothing
+FOOLED, LOST, DIVERGED = 0.97, 1.0, 0.1  # enough of them; points of top-1, nats that are nothing
 PRICE = 5  # points of success that a point of top-1 is worth, or a twentieth of a nat
 MOST_STEPS = 6000
 FILE = "found.json"
@@ -420,8 +420,7 @@ class Pilot:
 
     def _missing(self, figures: Mapping[str, float]) -> float:
         """Points of success that are missing, and what the lost points of top-1 are worth."""
-        few = 1 if "whole" in figures else 2  # a top-1 of the judged images alone says less
-        lost = max(0.0, self._drop(figures) - few * self.lost)
+        lost = max(0.0, self._drop(figures) - self.lost)
         lost += max(0.0, 20 * (figures[DIVERGENCE] - DIVERGED))
         return max(0.0, 100 * (FOOLED - figures["success"])) + PRICE * lost
 
