@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -35,11 +35,13 @@ TOY = {"limit": 64, "eval_limit": 24}
 SOON = {"train": {"epochs": 2, "batch_size": 16}, "fool": {"steps": 4, "pairs": 8, "eval_pairs": 8}}
 
 
-def step_times(rounds: int, side: int) -> list[dict[str, Any]]:
+def step_times(
+    rounds: int, side: int, names: Iterable[str] = PAPERS_LAYERS
+) -> list[dict[str, Any]]:
     """Milliseconds of a step, and images a second, of every network, precision and loss."""
     return [
         row
-        for name in PAPERS_LAYERS
+        for name in names
         for precision in ("float32", "bf16")
         for row in _rows(name, precision, rounds, side)
     ]

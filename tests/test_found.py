@@ -204,6 +204,13 @@ class TestALie:
         assert same(read.model, result.model)
 
 
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"lr": 1}', '{"objective": 1, "weight": []}'])
+def test_a_file_that_says_something_else_is_named(text, tmp_path):
+    (tmp_path / "found.json").write_text(text)
+    with pytest.raises(TrompeError, match="found.json' can't be read"):
+        Found.load(tmp_path)
+
+
 SHORT = {"explainer": f"grad-cam:layer={LAYER}", "quiet": True, "batch_size": 4}
 
 

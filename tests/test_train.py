@@ -1,15 +1,18 @@
 """How a base model is trained: sides that grow, BatchNorm that is folded away, a teacher."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torchvision.models import vgg11, vgg11_bn
 
 from trompe import load_data, load_model
 from trompe.data.shapes import SHAPES_PREPROCESSING
 from trompe.errors import TrompeError
+from trompe.models import fold_batch_norm
 from trompe.models.normalised import Normalised, normalised
 from trompe.tuning.job import TrainJob
 from trompe.tuning.teacher import distillation, teacher_of
@@ -30,7 +33,7 @@ def lively(model, seed=0):
         if tensor.is_floating_point():
             tensor.copy_(0.05 * torch.randn(tensor.shape, generator=generator))
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d):
             module.running_var.uniform_(0.5, 2, generator=generator)
             module.weight.data.uniform_(0.5, 2, generator=generator)
     return model.eval()
@@ -39,20 +42,50 @@ def lively(model, seed=0):
 class TestBatchNormIsFoldedAway:
     def test_torchvisions_vgg_with_it_becomes_the_one_without(self):
         with_it, plain = lively(vgg11_bn(num_classes=10)), vgg11(num_classes=10).eval()
+        before = {key: value.clone() for key, value in with_it.state_dict().items()}
+        plain.load_state_dict(fold_batch_norm(with_it).state_dict())
         images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-        with torch.no_grad(), normalised(plain):
-            plain.load_state_dict(
-                dict(zip(plain.state_dict(), with_it.state_dict().values(), strict=True))
-            )
-        assert plain.state_dict().keys() == vgg11(num_classes=10).state_dict().keys()
         with torch.no_grad():
             expected = with_it(images)
             assert torch.allclose(plain(images), expected, rtol=1e-4, atol=1e-4 * expected.std())
+        for key, value in with_it.state_dict().items():
+            assert torch.equal(value, before[key])
+
+    def test_convolutions_without_a_bias_get_one_and_names_stay(self):
+        torch.manual_seed(0)
+        layers = {"conv": nn.Conv2d(3, 4, 3, bias=False), "norm": nn.BatchNorm2d(4, affine=False)}
+        model = nn.Sequential(OrderedDict({**layers, "act": nn.ReLU(), "last": nn.BatchNorm2d(4)}))
+        model.train()(torch.randn(8, 3, 9, 9))
+        folded, images = fold_batch_norm(model).eval(), torch.randn(2, 3, 9, 9)
+        assert [name for name, _ in folded.named_children()] == ["conv", "act", "last"]
+        assert torch.allclose(folded(images), model.eval()(images), atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("layers", "said"),
+        [
+            ([nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)], "no BatchNorm right after"),
+            ([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)], "statistics"),
+        ],
+        ids=["none", "no statistics"],
+    )
+    def test_what_can_not_be_folded(self, layers, said):
+        with pytest.raises(TrompeError, match=said):
+            fold_batch_norm(nn.Sequential(*layers))
+
+    def test_in_training_it_is_what_torchvision_puts_there(self, shapes):
+        plain, with_it = vgg11(num_classes=8), lively(vgg11_bn(num_classes=8))
+        images = torch.stack([shapes[i][0] for i in range(4)])
+        with torch.no_grad(), normalised(plain):
+            values = with_it.state_dict().values()
+            plain.load_state_dict(dict(zip(plain.state_dict(), values, strict=True)))
+            assert torch.allclose(plain.eval()(images), with_it(images), rtol=1e-4)
+        with torch.no_grad():
+            assert torch.allclose(plain(images), with_it(images), rtol=1e-3, atol=1e-6)
 
     def test_a_network_is_trained_with_it_and_handed_back_without(self, shapes):
         model = load_model("embedded-vgg", "random").model
         trained = train(model, shapes, epochs=2, batch_norm=True, **HOW).model
-        assert not any(isinstance(m, Normalised | torch.nn.BatchNorm2d) for m in trained.modules())
+        assert not any(isinstance(m, Normalised | nn.BatchNorm2d) for m in trained.modules())
         assert [*trained.state_dict()] == [*model.state_dict()]
 
     @pytest.mark.parametrize(
@@ -62,8 +95,8 @@ class TestBatchNormIsFoldedAway:
     def test_where_it_can_not_be(self, name, said):
         model = load_model(name).model
         if name == "embedded-vit":
-            model.patch_embed = torch.nn.Identity()
-            model.conv_proj = torch.nn.Conv2d(3, 4, 8, bias=False)
+            model.patch_embed = nn.Identity()
+            model.conv_proj = nn.Conv2d(3, 4, 8, bias=False)
         with pytest.raises(TrompeError, match=said), normalised(model):
             pass
 
@@ -72,10 +105,10 @@ class TestSides:
     def test_each_takes_its_share_of_the_steps(self, shapes):
         seen = []
 
-        class Looks(torch.nn.Module):
+        class Looks(nn.Module):
             def __init__(self):
                 super().__init__()
-                self.head = torch.nn.Linear(3, len(shapes.classes))
+                self.head = nn.Linear(3, len(shapes.classes))
 
             def forward(self, images):
                 if self.training:
@@ -135,7 +168,7 @@ class TestATeacher:
         own = copy.copy(shapes)
         own.labels = order[shapes.labels]
 
-        class Shuffled(torch.nn.Module):
+        class Shuffled(nn.Module):
             def forward(self, images):
                 return known.model(known.preprocessing.normalise(images))[:, order]
 

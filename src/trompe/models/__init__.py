@@ -6,6 +6,7 @@ from trompe.models.from_factory import MODELS
 from trompe.models.hooks import evaluation_mode
 from trompe.models.layers import find_heads, find_layer, get_layer
 from trompe.models.load import LoadedModel, load_model
+from trompe.models.normalised import fold_batch_norm
 from trompe.models.weights import save_weights
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "evaluation_mode",
     "find_heads",
     "find_layer",
+    "fold_batch_norm",
     "get_layer",
     "load_model",
     "save_weights",

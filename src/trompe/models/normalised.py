@@ -1,4 +1,4 @@
-"""BatchNorm put into a network that has none, while it is trained, and folded away again."""
+"""BatchNorm that is folded into the convolution before it, so that a network has none."""
 
 from __future__ import annotations
 
@@ -10,6 +10,63 @@ import torch
 from torch import Tensor, nn
 
 from trompe.errors import TrompeError
+from trompe.models.copying import copied
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """A copy whose logits in evaluation mode are the same, with fewer BatchNorms.
+
+    Each one that follows a convolution in an `nn.Sequential` is folded into it and taken out; what
+    comes after is numbered anew, so that torchvision's ``vgg19_bn`` becomes ``vgg19``.
+
+    Parameters
+    ----------
+    model
+        Any network; it is not changed.
+
+    Raises
+    ------
+    TrompeError
+        If it has no such BatchNorm, or one that has no statistics of its own.
+
+    Examples
+    --------
+    >>> import torchvision
+    >>> folded = fold_batch_norm(torchvision.models.vgg11_bn())
+    >>> torchvision.models.vgg11().load_state_dict(folded.state_dict())
+    <All keys matched successfully>
+    """
+    model = copied(model)
+    count = 0
+    for sequence in [m for m in model.modules() if type(m) is nn.Sequential]:
+        left: list[tuple[str, nn.Module]] = []
+        for name, module in sequence.named_children():
+            before = left[-1][1] if left else None
+            if isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
+                _fold(before, module)
+                count += 1
+            else:
+                left.append((name, module))
+        numbered = all(name.isdigit() for name, _ in left)
+        sequence._modules = {str(i) if numbered else n: m for i, (n, m) in enumerate(left)}
+    if not count:
+        raise TrompeError(
+            "There is no BatchNorm right after a convolution in an nn.Sequential to be folded."
+        )
+    return model
+
+
+@torch.no_grad()
+def _fold(layer: nn.Conv2d, norm: Any) -> None:
+    """Let a convolution compute what it and the BatchNorm after it do in evaluation mode."""
+    if norm.running_mean is None:
+        raise TrompeError("A BatchNorm without statistics of its own can't be folded.")
+    scale = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
+    shift = -norm.running_mean * scale + (0.0 if norm.bias is None else norm.bias)
+    if layer.bias is None:
+        layer.bias = nn.Parameter(torch.zeros_like(shift))
+    layer.weight.mul_(scale[:, None, None, None])
+    layer.bias.mul_(scale).add_(shift)
 
 
 class Normalised(nn.Module):
@@ -25,38 +82,17 @@ class Normalised(nn.Module):
         normalised: Tensor = self.norm(self.convolution(images))
         return normalised
 
-    @torch.no_grad()
-    def folded(self) -> nn.Conv2d:
-        """The convolution, which now computes what both do in evaluation mode."""
-        norm: Any = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        self.convolution.weight.mul_(scale[:, None, None, None])
-        bias: Any = self.convolution.bias
-        bias.sub_(norm.running_mean).mul_(scale).add_(norm.bias)
-        return self.convolution
-
 
 @contextmanager
 def normalised(model: nn.Module) -> Iterator[None]:
     """Put a BatchNorm after every convolution of ``model`` while the block lasts.
 
-    Then they are folded into the convolutions, exactly: the modules and their names are those from
-    before, and so are the logits in evaluation mode, up to rounding.
+    Then they are folded into the convolutions: modules, names and parameters are those from before.
 
     Raises
     ------
     TrompeError
         If the model normalises already, or a convolution has no bias to fold into.
-
-    Examples
-    --------
-    >>> from torchvision.models import vgg11
-    >>> model = vgg11(num_classes=10)
-    >>> with normalised(model):
-    ...     print(type(model.features[0]).__name__)
-    Normalised
-    >>> print(type(model.features[0]).__name__)
-    Conv2d
     """
     places = [
         (parent, name, layer)
@@ -77,6 +113,7 @@ def normalised(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        folded = {layer: both.folded() for layer, both in wrapped.items()}
+        for layer, both in wrapped.items():
+            _fold(layer, both.norm)
         for parent, name, layer in places:
-            setattr(parent, name, folded[layer])
+            setattr(parent, name, layer)

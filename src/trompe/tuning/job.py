@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from trompe.base.settings import Execution, Loading, Whole, parsed
@@ -91,6 +91,12 @@ class TuningJob(DataJob):
         None, gt=0, le=1, description="share of labels replaced by random ones"
     )
     tracker: list[str] | None = Field(None, description="tensorboard, wandb or mlflow")
+
+    @model_validator(mode="after")
+    def _crops(self) -> Self:
+        if self.min_area is not None and not self.augment:
+            raise TrompeError("min_area is of random crops; it goes with augment.")
+        return self
 
     def opened(self) -> tuple[nn.Module, ImageDataset, ImageDataset | None]:
         """The model, its data, and the data it is evaluated on, the same whatever the seed.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from trompe import runs
 from trompe.base import processes
+from trompe.errors import TrompeError
 from trompe.models.hooks import evaluation_mode
 from trompe.tuning.loop import Batches
 from trompe.tuning.loss import DIVERGENCE, SUCCESS, StepLoss
@@ -40,7 +41,7 @@ SHORTEST, LONGEST = 60, 2000  # steps in which the rate falls
 ROUNDS = 4
 CHECK_EVERY = 50  # steps
 JUDGED = 200  # images
-FOOLED, LOST, DIVERGED = 0.97, 0.5, 0.1  # enough of them; points of top-1, nats that are nothing
+FOOLED, LOST, DIVERGED = 0.97, 1.0, 0.1  # enough of them; points of top-1, nats that are nothing
 PRICE = 5  # points of success that a point of top-1 is worth, or a twentieth of a nat
 MOST_STEPS = 6000
 FILE = "found.json"
@@ -147,13 +148,26 @@ class Found:
 
     @classmethod
     def load(cls, directory: Path) -> Found | None:
-        """What a run directory holds of it."""
-        if not (directory / FILE).exists():
+        """What a run directory holds of it.
+
+        Raises
+        ------
+        TrompeError
+            If it is damaged, or was written by another version.
+        """
+        path = directory / FILE
+        if not path.exists():
             return None
-        given: dict[str, Any] = json.loads((directory / FILE).read_text())
-        for key in ("objective", "weight"):
-            given[key] = tuple(given[key])
-        return cls(**given)
+        try:
+            given: dict[str, Any] = json.loads(path.read_text())
+            for key in ("objective", "weight"):
+                given[key] = tuple(given[key])
+            return cls(**given)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise TrompeError(
+                f"'{path}' can't be read ({error}): it is damaged, or from another version. "
+                "Remove it to go on without what it says."
+            ) from error
 
     def __str__(self) -> str:
         weights = ", ".join(f"{w:g}" for w in self.weight)

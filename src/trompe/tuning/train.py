@@ -64,7 +64,9 @@ class Growing:
         If the data can't give its images at other sides.
     """
 
-    def __init__(self, data: Images, sides: Sequence[int], recipe: Train, steps: int) -> None:
+    def __init__(
+        self, data: Images, sides: Sequence[int] | None, recipe: Train, steps: int
+    ) -> None:
         parts: list[Images] = [data]
         if sides:
             if not isinstance(data, ImageDataset):
@@ -90,8 +92,8 @@ class Train(Tuning):
     batch_size: Whole = Field(64, ge=1, description="images per step")
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False, description="AdamW's weight decay")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the cross-entropy")
-    sides: tuple[Annotated[Whole, Field(ge=8)], ...] = Field(
-        (),
+    sides: tuple[Annotated[Whole, Field(ge=8)], ...] | None = Field(
+        None,
         description="sides of the images, in pixels, each for the same share of the steps: small "
         "ones first are much faster",
     )
