@@ -126,6 +126,7 @@ def reproduce(
             refresh()
 
         if chosen:
+            collect(grid, root)  # what is finished can be read
             run_cells(chosen, root, carried_out, jobs=jobs, ray=ray, report=ended, begun=begun)
     results = collect(grid, root)
     page = write_grid(grid, results, states(grid.cells, root, running, failures), root, again)
