@@ -459,7 +459,9 @@ class TestState:
         assert "There is no folder or file nowhere" in table.loc["base-two", "why"]
         assert table.loc["location-grad-cam-two", "why"] == "base-two failed"
         assert table["state"].value_counts().to_dict() == {"failed": 2, "waiting": 5}
-        assert "failed: base-two failed" in (out / "report.html").read_text()
+        page = (out / "report.html").read_text()
+        assert "failed: base-two failed" in page
+        assert f"trompe reproduce all {' '.join(map(str, command[1:]))} --cells top-k" in page
 
 
 class TestErrors:

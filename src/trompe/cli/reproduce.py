@@ -102,7 +102,10 @@ def reproduce(
         for name, settings in texts(chosen, root):
             print(f"# {name}\n{settings}---")
         return
-    again = shlex.join(["trompe", *_without_cells(sys.argv[1:])])
+    words = _without_cells(sys.argv[1:])
+    if not WHAT[what]:
+        words[words.index(what)] = "all"  # which runs what is missing
+    again = shlex.join(["trompe", *words])
     running, failures = last_known(grid.cells, root)
     if chosen:
         failures = {cell: why for cell, why in failures.items() if cell not in chosen}
