@@ -213,7 +213,7 @@ class TestWhatToTypeNext:
     )
     def test_advice_where_settings_were_found(self, tmp_path, top1, fooled, changed):
         (tmp_path / "run").mkdir()
-        found = Found(1e-3, ("location",), (4.0,), 100, 0.5, 0.0, 3.0, 200, "it did")
+        found = Found(1e-3, ("location",), (4.0,), 100, 0.5, 0.0, 200, 3.0, 400, "it did")
         found.save(tmp_path / "run")
         given = {"lr": None, "weight": None, "steps": None}
         steps = self.advice(tmp_path, top1, fooled, 1000, None, **given)
