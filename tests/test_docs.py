@@ -144,6 +144,7 @@ def check(words, trompe, *, run):
             code, _, err = trompe(*fewer(words[1:]))
             assert code == 0, err
     elif program == "python":
-        compile((ROOT / words[1]).read_text(), words[1], "exec")
+        file = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
+        compile((ROOT / file).read_text(), file, "exec")
     else:
         assert words in ([".", ".venv/bin/activate"], ["tensorboard", "--logdir", "runs"])
