@@ -16,7 +16,7 @@ from trompe.explainers.targets import read as read_target
 from trompe.objectives import Location
 from trompe.objectives.objective import check_target
 from trompe.tuning.loss import Keep
-from trompe.tuning.recipe import Explained, Explainers, Numbers, Objectives, Schedule, Tuning
+from trompe.tuning.recipe import AnyTarget, Explainers, Numbers, Objectives, Schedule, Tuning
 from trompe.tuning.term import Term
 
 SMALL = 64  # pixels
@@ -47,7 +47,7 @@ class Lying(Tuning):
         description="location, top-k, center-mass or active:c1=3,c2=8, path/file.py:Name; may be "
         "given several times",
     )
-    target: Explained = Field(
+    target: AnyTarget = Field(
         None, description=f"{TARGET} (default: what the objective asks for, the label or c1 and c2)"
     )
     weight: Numbers | None = Field(

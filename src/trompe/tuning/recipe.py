@@ -29,7 +29,7 @@ def _target(given: Any) -> Target | str | None:
     return given if isinstance(given, str) else found
 
 
-Explained = Annotated[
+AnyTarget = Annotated[
     Any,
     PlainValidator(_target),
     PlainSerializer(lambda given: given if given is None else str(given)),
