@@ -253,6 +253,16 @@ def test_differentiable_is_declared(name):
         } == {type(explainer), explainer.family}
 
 
+@pytest.mark.parametrize("name", EXPLAINERS)
+def test_class_discriminative_is_declared(name):
+    options = {"captum": ":method=Saliency", "pytorch-grad-cam": ":method=GradCAM"}
+    explainer, model = parse_explainer(name + options.get(name, "")), explained_by(name)
+    with torch.no_grad():
+        torch.manual_seed(0)  # smooth-grad's noise
+        first, second = (explainer(model, images(), [c] * len(images())) for c in (0, 1))
+    assert torch.equal(first, second) != explainer.class_discriminative
+
+
 class TestRecording:
     def test_one_forward_pass_feeds_loss_and_maps(self):
         model, x = make("resnet"), images()

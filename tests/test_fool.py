@@ -38,6 +38,9 @@ from trompe import (
 )
 from trompe.data import SHAPES_PREPROCESSING
 from trompe.data.kept import Kept
+from trompe.explainers import Rollout
+from trompe.explainers.targets import Difference
+from trompe.explainers.targets import read as read_target
 from trompe.maps import is_empty
 from trompe.tuning.loop import Batches
 from trompe.tuning.loss import StepLoss, Term
@@ -162,6 +165,81 @@ def test_the_originals_predictions_in_place_of_labels(fresh):
         )
         for one, other in zip(first, second, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+class ByHand:
+    """The maps of a target, from those of classes."""
+
+    def __init__(self, explainer, maps):
+        self.explainer, self.maps, self.heatmap = explainer, maps, explainer.heatmap
+
+    def __call__(self, model, images, labels):
+        return self.maps(self.explainer, model, images)
+
+
+# Targets, and their maps from those of classes.
+TARGETS = {
+    "difference": (Difference(3, 1), lambda e, m, x: e(m, x, 3) - e(m, x, 1)),
+    "class": (2, lambda e, m, x: e(m, x, 2)),
+    "predicted": ("predicted", lambda e, m, x: e(m, x, m(x).argmax(1))),
+    "function": (lambda y: y[:, 0] + 2 * y[:, 4], lambda e, m, x: e(m, x, 0) + 2 * e(m, x, 4)),
+}
+
+
+class TestTarget:
+    @pytest.mark.parametrize(("target", "maps"), TARGETS.values(), ids=TARGETS)
+    @pytest.mark.parametrize("explainer", [GradCAM(layer=LAYER), LRP(layer=LAYER)], ids=str)
+    @pytest.mark.parametrize("fresh", [False, True], ids=["kept", "fresh in float64"])
+    def test_the_loss_and_its_gradient_are_those_of_its_maps(self, explainer, target, maps, fresh):
+        """Every batch twice, the second time from what is kept."""
+        data, dtype = Noise(8, fresh=fresh), torch.float64 if fresh else torch.float32
+        data.images = data.images.to(dtype)
+        original, model = (make("vgg").eval().to(dtype) for _ in range(2))
+        with torch.no_grad():
+            for module in (original, model):  # images of several classes
+                module.classifier[-1].bias -= module(data.images).mean(0)
+            for parameter in model.parameters():
+                parameter.mul_(1.2)
+        source, objective, slow_maps = Batches(data, 4, 0), TopK(), ByHand(explainer, maps)
+        terms = [Term(explainer, objective, 2.0)]
+        loss = StepLoss(original, model, terms, {None: source}, target=read_target(target))
+        size = None
+        for batch in source.between(0, 4):
+            _, images, labels = batch
+            if size is None:
+                size = slow_maps(original, images, labels).abs().mean().item()
+            ours = loss([batch]).total
+            given = (images, labels, slow_maps, objective, size, 2.0)
+            slow = slow_loss(model, original, *given)
+            torch.testing.assert_close(ours.to(dtype), slow, rtol=1e-5, atol=0)
+            ours, slow = (torch.autograd.grad(v, list(model.parameters())) for v in (ours, slow))
+            for one, other in zip(ours, slow, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize(("target", "maps"), TARGETS.values(), ids=TARGETS)
+    def test_the_evaluation_counts_its_maps(self, target, maps):
+        objective = Location(low=0.0, high=0.34)
+        given = settings(objective=objective, target=target, steps=1)
+        original, data = make("vgg"), Noise(23)
+        result = fool(original, data, **given, eval_data=data)
+        before, after = (
+            GradCAM().heatmap(maps(GradCAM(layer=LAYER), model.eval(), data.images)).detach()
+            for model in (original, result.model)
+        )
+        says, still_says = (~is_empty(heat) for heat in (before, after))
+        fooled = objective.fooled(objective.loss((after,))) & still_says
+        row = result.evaluation.explanations.query("attacked").iloc[0]
+        assert row["target"] == str(read_target(target))
+        assert row["counted"] == says.sum()
+        assert row["fsr"] == pytest.approx(fooled[says].double().mean().item())
+        assert 0 < row["fsr"] < 1
+
+    def test_another_one_is_another_run(self, tmp_path):
+        fool(make("vgg"), Noise(), **settings(target=TARGETS["function"][0]), run_dir=tmp_path)
+        with pytest.raises(TrompeError, match="target"):
+            fool(make("vgg"), Noise(), **settings(), run_dir=tmp_path)
+        with pytest.raises(TrompeError, match="target"):
+            fool(make("vgg"), Noise(), **settings(target=lambda y: y[:, 0]), run_dir=tmp_path)
 
 
 def test_a_larger_gradient_is_scaled_down_to_the_norm_given():
@@ -465,6 +543,15 @@ class TestMistakes:
             ({"device": "tpu"}, "device can't be 'tpu'; choose cpu or cuda"),
             ({"precision": "fp8"}, "precision can't be 'fp8'; choose no, bf16 or fp16"),
             ({"keep": "logits"}, "keep can't be 'logits'; choose labels or predictions"),
+            ({"target": "cat"}, "no target 'cat'; give the number of a class"),
+            ({"target": 9}, "Class 9 is out of range"),
+            ({"target": Difference(3, 3)}, "two classes, not of class 3 and itself"),
+            ({"target": [1]}, "2 images but the classes have shape"),
+            ({"target": [1, 2]}, "1 images but the classes have shape"),
+            ({"target": lambda output: output.sum()}, "must return one number per image"),
+            ({"target": lambda output: output.argmax(1)}, "has no gradient"),
+            ({"target": 1, "objective": Active(0, 1)}, "explains c1 and c2, not 1; leave"),
+            ({"explainer": Rollout(), "objective": Active(0, 1)}, "all classes by the same map"),
             ({"held_out": Noise()}, "held_out is only used with max_accuracy_drop"),
             ({"held_out": Noise(classes=7), "max_accuracy_drop": 1.0}, "Class 6 .*out of range"),
             ({"eval_data": Noise(0)}, "no image to evaluate"),

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -27,6 +28,7 @@ from trompe import (
 )
 from trompe.data import SHAPES_PREPROCESSING
 from trompe.data.subset import parted
+from trompe.explainers.targets import Difference
 from trompe.models.stage import stage
 from trompe.tuning.course import Course
 from trompe.tuning.loop import Batches
@@ -125,6 +127,14 @@ class TestWeight:
             maps = explainer.heatmap(explainer(model, shown, labels)).detach()
             first.append(term.objective.loss((maps,), (maps,)).mean())
         assert term.weight * float(torch.stack(first).mean()) == pytest.approx(1, rel=0.06)
+
+    def test_the_loss_of_another_target_begins_at_one_too(self):
+        model, data = make("vgg").eval(), images()
+        source, explainer, target = Batches(data, 4, 0), GradCAM(layer=LAYER), Difference(3, 1)
+        (term,) = weighed(model, [Term(explainer, Location())], {None: source}, target)
+        shown = torch.cat([batch[1] for batch in source.between(0, 4)])
+        maps = explainer.heatmap(explainer(model, shown, 3) - explainer(model, shown, 1)).detach()
+        assert term.weight * float(term.objective.loss((maps,)).mean()) == pytest.approx(1, 0.06)
 
     def test_what_is_given_stays(self):
         given = Term(GradCAM(layer=LAYER), Location(margin=0.1), 3.0)
@@ -290,6 +300,37 @@ class TestARun:
         assert trompe("fool", "--config", one / "config.yaml", "--out", two)[0] == 0
         assert (one / "found.json").read_text() == (two / "found.json").read_text()
         assert Found.load(two).objective == ("location:margin=0.15",)
+
+
+def test_a_lie_about_a_target_on_the_command_line(trompe, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def gap(output, of=0):\n    return output[:, of] - output.mean(1)\n"
+    )
+    one, two, judged = (tmp_path / name for name in ("one", "two", "judged"))
+    data = ("--data", "shapes:validation", "--limit", 12, "--no-check")
+    model, target = ("--model", "embedded"), ("--target", f"{tmp_path}/mine.py:gap:of=2")
+    code, out, err = trompe(
+        *("fool", *model, "--data", "shapes:train", "--limit", 40, "--steps", 2, "--no-check"),
+        *("--eval-data", data[1], "--eval-limit", 12, *target, "--out", one),
+    )
+    assert code == 0, err
+    assert f"--target {target[1]}" in out
+    assert "gap:of=2" in (one / "report.html").read_text()
+    assert yaml.safe_load((one / "config.yaml").read_text())["target"] == target[1]
+    again = trompe("fool", "--config", one / "config.yaml", "--out", two)
+    assert again[0] == 0, again[2]
+    options = ("--manipulated", one, "--explainer", "grad-cam", *target, "--out", judged)
+    code, _, err = trompe("evaluate", *model, *data, *options)
+    assert code == 0, err
+    first, second, third = (
+        pd.read_parquet(run / "evaluation" / "explanations.parquet")
+        .query("family == 'grad-cam' and model == 'manipulated'")
+        .reset_index(drop=True)
+        for run in (one, two, judged)
+    )
+    assert set(first["target"]) == {"gap:of=2"}
+    for other in (second, third):
+        assert other["test_loss"].tolist() == pytest.approx(first["test_loss"].tolist(), abs=1e-6)
 
 
 class TestRefused:

@@ -9,10 +9,10 @@ from pydantic import Field
 
 from trompe.base.settings import Whole
 from trompe.tuning.job import ARGUMENT, DATA, MODEL, DataJob, Job
+from trompe.tuning.lying import TARGET
 
 EXPLAINER = "explainer, e.g. grad-cam, simple-grad-t, lrp:layer=layer4; may be given several times"
 GALLERY = "images of the report's gallery, evenly drawn; best and worst lies are added"
-TARGET = "what is explained: a class as 3, predicted, difference:of=3,against=8, mine.py:function"
 OBJECTIVE = "location, top-k, center-mass or active:c1=3,c2=8; may be given several times"
 
 

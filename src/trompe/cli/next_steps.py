@@ -49,6 +49,7 @@ def after_fool(config: FoolJob, out: Path, evaluation: Evaluation | None) -> dic
         "manipulated": out,
         "control": out if config.control else None,
         "objective": config.objective,
+        "target": config.target,
         "pairs": config.eval_pairs,
         "out": f"{out}-evaluated",
     }

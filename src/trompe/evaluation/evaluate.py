@@ -9,7 +9,6 @@ import pandas as pd
 from torch import nn
 
 from trompe.data.images import Images, check_labels, fingerprint_of, first_image
-from trompe.errors import TrompeError
 from trompe.evaluation import notes
 from trompe.evaluation.result import Evaluation
 from trompe.evaluation.schema import CONTROL, MANIPULATED, ORIGINAL, legend
@@ -17,11 +16,12 @@ from trompe.evaluation.summary import accuracies, rates
 from trompe.evaluation.sweep import Pair, Sweep
 from trompe.explainers import Explainer
 from trompe.explainers import read as read_explainers
-from trompe.explainers.targets import Explainable, Label
+from trompe.explainers.targets import Explainable
 from trompe.explainers.targets import read as read_target
 from trompe.models.call import class_count, placed
 from trompe.objectives import Objective
 from trompe.objectives import read as read_objectives
+from trompe.objectives.objective import check_target
 
 Composed = Images | Mapping[Objective, Images] | None
 
@@ -80,12 +80,7 @@ def evaluate(
     """
     objectives = tuple(dict.fromkeys(read_objectives(objective)))
     target = read_target(target)
-    for own in objectives:
-        if own.targets != (Label.name,) and not isinstance(target, Label):
-            raise TrompeError(
-                f"The objective {own} explains {' and '.join(own.targets)}, not {target}; leave "
-                "the target out."
-            )
+    check_target(target, objectives)
     check_evaluation(original, data, fool_data, objectives)
     models = {ORIGINAL: original, MANIPULATED: manipulated}
     if control is not None:

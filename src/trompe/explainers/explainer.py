@@ -38,6 +38,8 @@ class Explainer(Identified, ABC):
         As people call it.
     differentiable
         Whether its maps can be differentiated in the model's parameters.
+    class_discriminative
+        Whether its maps differ by what is explained.
     needs
         What it takes from the forward pass.
     """
@@ -45,6 +47,7 @@ class Explainer(Identified, ABC):
     name: ClassVar[str]
     label: ClassVar[str] = ""
     differentiable: ClassVar[bool] = True
+    class_discriminative: ClassVar[bool] = True
     needs: ClassVar[Sequence[Need[Any]]] = ()
 
     layer: str | nn.Module | None

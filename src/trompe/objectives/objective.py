@@ -8,6 +8,7 @@ Formulas: Heo, Joo, Moon, NeurIPS 2019, section 3 and 4; their test losses and i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from trompe.base import specs
 from trompe.base.identity import Identified
 from trompe.data.images import Images
 from trompe.errors import TrompeError
+from trompe.explainers.targets import Label, Target
 
 Maps = tuple[Tensor, ...]
 
@@ -105,6 +107,22 @@ class Objective(Identified, ABC):
 
     def __str__(self) -> str:
         return specs.text(self.name, self)
+
+
+def check_target(target: Target, objectives: Iterable[Objective]) -> None:
+    """Refuse to explain something else than what an objective asks for, if that is no label.
+
+    Raises
+    ------
+    TrompeError
+        If one has classes of its own.
+    """
+    for own in objectives:
+        if own.targets != (Label.name,) and not isinstance(target, Label):
+            raise TrompeError(
+                f"The objective {own} explains {' and '.join(own.targets)}, not {target}; leave "
+                "the target out."
+            )
 
 
 def above_margin(margin: float | None, loss: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class Course:
             for side in (0, 1)
         )
         sources = _sources(recipe, recipe.batch(sample), data, tuned_on, most=len(data))
-        terms = weighed(original, tuned_on, sources)
+        terms = weighed(original, tuned_on, sources, recipe.explained)
         judges = [replace(term, data=t.data) for term, t in zip(terms, judged_on, strict=True)]
         few = Part(held_out, range(min(JUDGED, len(held_out))))
         with torch.no_grad():
@@ -217,6 +217,7 @@ class Course:
             opposition=self.recipe.opposition,
             faintness=self.recipe.faintness,
             keep=self.recipe.held_to,
+            target=self.recipe.explained,
             folder=folder,
         )
 

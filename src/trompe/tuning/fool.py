@@ -26,8 +26,9 @@ from trompe.evaluation import Evaluation, evaluate
 from trompe.evaluation.accuracy import check_outputs
 from trompe.evaluation.evaluate import check_evaluation
 from trompe.evaluation.judges import default_judges
-from trompe.models import checkpointed, copied
-from trompe.models.call import class_count, placed
+from trompe.explainers.targets import Label
+from trompe.models import checkpointed, copied, evaluation_mode
+from trompe.models.call import class_count, placed, scores_of
 from trompe.objectives import Objective
 from trompe.tuning.accelerator import accelerating
 from trompe.tuning.course import Course
@@ -175,6 +176,7 @@ class Fool(Lying):
                         eval_data,
                         explainers=judges,
                         objective=objectives,
+                        target=self.explained,
                         control=honest,
                         fool_data=judged_on,
                         attacked=[(t.explainer, t.objective) for t in attacked],
@@ -211,6 +213,7 @@ class Fool(Lying):
                 "explainers or objectives": fingerprint(
                     [(t.explainer, t.objective) for t in terms], judges
                 ),
+                **({"target": fingerprint(self.explained)} if self.target is not None else {}),
                 **{what: fingerprint_of(of) for what, of in seen.items() if of is not None},
             }
             with runs.opened(Path(run_dir), {**(notes or {}), **config}, start) as directory:
@@ -229,9 +232,20 @@ class Fool(Lying):
             if dataset is not None:
                 check_labels(dataset, count)
         check_outputs(model, data, count)
+        self._check_target(model, image)
         if self.held_to == "predictions":
             _warn_of_unseen(data, count)
         return placed(image[None], model)
+
+    def _check_target(self, model: nn.Module, image: Tensor) -> None:
+        """Refuse a target that the model's output has not, or that is one of certain images."""
+        if isinstance(self.explained, Label):
+            return
+        with torch.no_grad(), evaluation_mode(model):
+            output = scores_of(model(placed(image[None], model))).float()
+        for size in (1, 2):
+            several = output.expand(size, -1).clone().requires_grad_()
+            self.explained.on(several)(several)
 
     def terms(
         self, model: nn.Module, sample: Tensor, data: Images, fool_data: Composites | None

@@ -16,17 +16,19 @@ from trompe.base import processes
 from trompe.base.messages import unique
 from trompe.errors import TrompeError
 from trompe.explainers import Explainer, Recording
+from trompe.explainers.targets import Explainable, Label, Target
 from trompe.maps import faintness, full_precision, opposition
 from trompe.metrics import in_top
 from trompe.models.call import placed
 from trompe.models.hooks import evaluation_mode
-from trompe.objectives import Maps
 from trompe.tuning.loop import Batches, Loss
 from trompe.tuning.term import Term
 
 LOGITS = "logits"
 SUCCESS, DIVERGENCE = "success", "divergence"
+LABEL = Label()
 Key = Explainer | str
+Targets = tuple[Explainable, ...]
 Keep = Literal["labels", "predictions"]
 
 
@@ -46,6 +48,8 @@ class StepLoss:
         Weights of `maps.opposition` and `maps.faintness` of the attacked maps.
     keep
         What the classification loss holds the model to: the labels, or the original's predictions.
+    target
+        What the explainers explain: by default what the objectives ask for.
     folder
         Where what the original says is kept; in memory if None.
 
@@ -67,6 +71,7 @@ class StepLoss:
         opposition: float = 1.0,
         faintness: float = 1.0,
         keep: Keep = "labels",
+        target: Target = LABEL,
         folder: Path | None = None,
     ) -> None:
         self.model = model
@@ -87,6 +92,7 @@ class StepLoss:
                 source,
                 folder and folder / f"group-{i}",
                 self._weights,
+                target,
                 logits=i == 0 and keep == "predictions",
             )
             for i, (chosen, source) in enumerate(parted.values())
@@ -140,7 +146,7 @@ class StepLoss:
 
 
 class _Group:
-    """Terms that explain the same classes of the same images, from one forward pass."""
+    """Terms that explain the same targets of the same images, from one forward pass."""
 
     def __init__(
         self,
@@ -149,12 +155,14 @@ class _Group:
         batches: Batches,
         folder: Path | None,
         regularisers: Collection[str],
+        target: Target,
         *,
         logits: bool,
     ) -> None:
         self.original = original
         self.terms = terms
         self.regularisers = regularisers
+        self.target = target
         self.batches = batches
         self.explainers = tuple(dict.fromkeys(t.explainer for t in terms))
         compared = dict.fromkeys(t.explainer for t in terms if t.objective.needs_original)
@@ -163,7 +171,7 @@ class _Group:
 
     def before(self, indices: Tensor, images: Tensor, labels: Tensor) -> dict[Key, Tensor]:
         """What the original says of a batch."""
-        return self.kept.of(indices, images, self._classes(labels))
+        return self.kept.of(indices, images, self._targets(labels))
 
     def losses(
         self, forward: Recording, labels: Tensor, before: Mapping[Key, Tensor]
@@ -172,7 +180,7 @@ class _Group:
         if not self.terms:
             return [], {}
         raw = [
-            dict(zip(self.explainers, forward.maps(c), strict=True)) for c in self._classes(labels)
+            dict(zip(self.explainers, forward.maps(t), strict=True)) for t in self._targets(labels)
         ]
         heatmaps = [{e: e.heatmap(m) for e, m in target.items()} for target in raw]
         result = []
@@ -201,21 +209,24 @@ class _Group:
             added["faintness"] = torch.stack(faint).sum()
         return result, added
 
-    def _classes(self, labels: Tensor) -> Maps:
-        return self.terms[0].objective.classes(labels) if self.terms else ()
+    def _targets(self, labels: Tensor) -> Targets:
+        if not self.terms:
+            return ()
+        own = isinstance(self.target, Label)
+        return self.terms[0].objective.classes(labels) if own else (self.target,)
 
     def _original_sizes(self) -> list[Tensor]:
         """The mean size of the original's raw maps on the first batch, also in a resumed run."""
         _, images, labels = next(self.batches.between(0, 1))
         images = placed(images, self.original)
-        classes = self._classes(labels.to(images.device))
+        targets = self._targets(labels.to(images.device))
         with (
             torch.no_grad(),
             evaluation_mode(self.original),
             Recording(self.original, self.explainers) as forward,
         ):
             forward(images)
-            return [_size(maps) for c in classes for maps in forward.maps(c)]
+            return [_size(maps) for t in targets for maps in forward.maps(t)]
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
@@ -260,25 +271,25 @@ class _Before:
         if self.alone:
             self.done = state["done"]
 
-    def of(self, indices: Tensor, images: Tensor, classes: Maps) -> dict[Key, Tensor]:
+    def of(self, indices: Tensor, images: Tensor, targets: Targets) -> dict[Key, Tensor]:
         """Heatmaps ``[N, targets, h, w]`` by explainer; logits ``[N, K]``, if they are wanted."""
         if not self.keys:
             return {}
         if not self.keep:
-            return self._said(images, classes)
+            return self._said(images, targets)
         rows = indices.cpu()
         missing = ~self.done[rows]
         if bool(missing.any()):
-            for key, found in self._said(images, classes).items():
+            for key, found in self._said(images, targets).items():
                 self._stored(key, found)[rows[missing]] = found.cpu()[missing]
             self.done[rows] = True
         return {key: self._stored(key)[rows].to(images.device) for key in self.keys}
 
     @torch.no_grad()
-    def _said(self, images: Tensor, classes: Maps) -> dict[Key, Tensor]:
+    def _said(self, images: Tensor, targets: Targets) -> dict[Key, Tensor]:
         with evaluation_mode(self.original), Recording(self.original, self.explainers) as forward:
             said: dict[Key, Tensor] = {LOGITS: forward(images).float()}
-            found = [forward.heatmaps(c) for c in classes]
+            found = [forward.heatmaps(t) for t in targets]
         said |= {e: torch.stack(of, 1) for e, *of in zip(self.explainers, *found, strict=True)}
         return {key: said[key] for key in self.keys}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PlainValidator, model_validator
@@ -10,12 +11,16 @@ from torch import Tensor
 from trompe.base.settings import Whole
 from trompe.errors import TrompeError
 from trompe.explainers import GradCAM
+from trompe.explainers.targets import Label, Target
+from trompe.explainers.targets import read as read_target
 from trompe.objectives import Location
+from trompe.objectives.objective import check_target
 from trompe.tuning.loss import Keep
-from trompe.tuning.recipe import Explainers, Numbers, Objectives, Schedule, Tuning
+from trompe.tuning.recipe import AnyTarget, Explainers, Numbers, Objectives, Schedule, Tuning
 from trompe.tuning.term import Term
 
 SMALL = 64  # pixels
+TARGET = "what is explained: a class as 3, predicted, difference:of=3,against=8, mine.py:function"
 
 
 def _lies(given: Any) -> tuple[Term, ...]:
@@ -41,6 +46,9 @@ class Lying(Tuning):
         (Location(),),
         description="location, top-k, center-mass or active:c1=3,c2=8, path/file.py:Name; may be "
         "given several times",
+    )
+    target: AnyTarget = Field(
+        None, description=f"{TARGET} (default: what the objective asks for, the label or c1 and c2)"
     )
     weight: Numbers | None = Field(
         None,
@@ -152,7 +160,14 @@ class Lying(Tuning):
                 "All weights are 0: there is no lie to find settings for. Give a weight, or lr and "
                 "steps."
             )
-        for explainer, weight in self.aligned("explainer", "weight"):
+        check_target(self.explained, self.objective)
+        for explainer, objective, weight in self.aligned("explainer", "objective", "weight"):
+            if weight != 0 and len(objective.targets) > 1 and not explainer.class_discriminative:
+                raise TrompeError(
+                    f"{explainer} explains all classes by the same map, which {objective} can't "
+                    "turn from one class to another. Attack another explainer, or take another "
+                    "objective."
+                )
             if weight != 0 and not explainer.differentiable:
                 raise TrompeError(
                     f"{explainer} can't be attacked: its maps have no gradient in the model's "
@@ -160,6 +175,11 @@ class Lying(Tuning):
                     "(eval_explainer)."
                 )
         return self
+
+    @cached_property
+    def explained(self) -> Target:
+        """What the lie is about."""
+        return Label() if self.target is None else read_target(self.target)
 
     @property
     def finds(self) -> bool:

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from trompe import runs
 from trompe.base import processes
 from trompe.errors import TrompeError
+from trompe.explainers.targets import Target
 from trompe.models.hooks import evaluation_mode
 from trompe.tuning.loop import Batches
-from trompe.tuning.loss import DIVERGENCE, SUCCESS, StepLoss
+from trompe.tuning.loss import DIVERGENCE, LABEL, SUCCESS, StepLoss
 from trompe.tuning.term import Term
 
 SHARE = 0.3  # of a layer's output that a step may move, were all its weights to move together
@@ -73,7 +74,10 @@ def rates_for(parameters: Sequence[nn.Parameter]) -> list[float]:
 
 @torch.no_grad()
 def weighed(
-    original: nn.Module, terms: Sequence[Term], sources: Mapping[int | None, Batches]
+    original: nn.Module,
+    terms: Sequence[Term],
+    sources: Mapping[int | None, Batches],
+    target: Target = LABEL,
 ) -> list[Term]:
     """Terms as a lie whose settings are found takes them.
 
@@ -82,7 +86,7 @@ def weighed(
     predicted probability falls to a third.
     """
     pushed = [replace(term, objective=_with_margin(term)) for term in terms]
-    loss = StepLoss(original, original, pushed, sources, opposition=0, faintness=0)
+    loss = StepLoss(original, original, pushed, sources, opposition=0, faintness=0, target=target)
     steps = zip(*(source.between(0, FIRST) for source in loss.sources), strict=True)
     with evaluation_mode(original):
         values = [list(loss(step).parts.values())[1:] for step in steps]

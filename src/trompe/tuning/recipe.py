@@ -11,6 +11,8 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from trompe import explainers, objectives
 from trompe.base.settings import Loading, Settings, Whole
 from trompe.explainers import Explainer
+from trompe.explainers.targets import Target
+from trompe.explainers.targets import read as read_target
 from trompe.objectives import Objective
 
 Schedule = Literal["constant", "one-cycle"]
@@ -19,6 +21,20 @@ Explainers = Annotated[tuple[Explainer, ...], PlainValidator(explainers.read), _
 """Explainers, given as objects or text, one or several; written as text."""
 Objectives = Annotated[tuple[Objective, ...], PlainValidator(objectives.read), _AS_TEXT]
 """Objectives likewise."""
+
+
+def _target(given: Any) -> Target | str | None:
+    """Text stays text: no other can be written of what is defined in a file."""
+    found = given if given is None else read_target(given)
+    return given if isinstance(given, str) else found
+
+
+AnyTarget = Annotated[
+    Any,
+    PlainValidator(_target),
+    PlainSerializer(lambda given: given if given is None else str(given)),
+]
+"""A target as `trompe.explainers` take it, or None; written as text."""
 Numbers = Annotated[
     tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...],
     BeforeValidator(lambda given: (given,) if isinstance(given, int | float) else given),

@@ -27,6 +27,7 @@ class Rollout(AttentionFlow):
 
     name: ClassVar[str] = "rollout"
     label: ClassVar[str] = "Rollout"
+    class_discriminative: ClassVar[bool] = False
 
     def shares(self, layer: Layer) -> Tensor:
         """The mean over heads."""

@@ -64,6 +64,7 @@ class EigenCAM(ClassActivationMap):
     name: ClassVar[str] = "eigen-cam"
     label: ClassVar[str] = "Eigen-CAM"
     differentiable: ClassVar[bool] = False
+    class_discriminative: ClassVar[bool] = False
     needs: ClassVar[Sequence[Need[Any]]] = (Activation(),)
 
     def attribute(self, site: Site, explained: Explained) -> Tensor:
