@@ -254,7 +254,7 @@ class TestTogether:
             ({"explainers": [GradCAM(layer="3")]}, "other explainers or objectives"),
             ({"control": None}, "some have a control"),
         ],
-        ids=str,
+        ids=["fewer", "others", "composites", "more composites", "objective", "layer", "control"],
     )
     def test_what_does_not_belong_together_is_refused(self, three, other, said):
         with pytest.raises(TrompeError, match=said):
