@@ -16,7 +16,7 @@ from torch import nn
 
 from trompe import Active, GradCAM, Location, SimpleGrad, TopK, TrompeError
 from trompe.base.code import written_by_others
-from trompe.base.identity import fingerprint
+from trompe.base.identity import Lazily, fingerprint
 from trompe.explainers import parse_explainer
 from trompe.objectives import OBJECTIVES, Objective, parse_objective
 
@@ -253,3 +253,9 @@ class TestNames:
             assert parse_objective("location") == Location()
             assert parse_explainer("lrp-t").name == "lrp"
         assert parse_objective(f"{path}:Dark").name == "dark"
+
+
+def test_items_that_are_made_one_at_a_time_are_those_of_a_list():
+    items = [torch.arange(n) for n in range(4)]
+    assert fingerprint(Lazily(torch.arange, range(4))) == fingerprint(items)
+    assert fingerprint(Lazily(torch.arange, range(3))) != fingerprint(items)

@@ -134,7 +134,7 @@ class TestFool:
         assert {key: kept[key] for key in given} == given
         default = FoolJob(model="embedded", data="d", steps=1).model_dump(mode="json")
         unset = {"weights", "num_classes", "fool_batch_size", "pairs", "out", "quiet", "workers"}
-        unset |= {"tracker", "gallery", "class_map", "min_area", "seeds"}
+        unset |= {"tracker", "gallery", "class_map", "min_area", "seeds", "target"}
         assert set(default) - set(given) == unset
         assert all(given[key] != default[key] for key in given if key not in ("model", "device"))
         assert "alpha" in pd.read_csv(out / "history.csv")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -46,6 +46,19 @@ class Identified:
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
+
+
+class Lazily:
+    """The list of what ``make`` gives for each of ``keys``, of which one item is held at a time."""
+
+    def __init__(self, make: Callable[[Any], Any], keys: Sequence[Any]) -> None:
+        self.make, self.keys = make, keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.make, self.keys)
 
 
 def fingerprint(*things: Any) -> str:
@@ -109,7 +122,7 @@ def _composed(thing: Any) -> Iterator[bytes]:
         for key, value in sorted(thing.items(), key=lambda item: str(item[0])):
             yield from _parts(key)
             yield from _parts(value)
-    elif isinstance(thing, list | tuple | set | frozenset | range):
+    elif isinstance(thing, list | tuple | set | frozenset | range | Lazily):
         ordered = sorted(map(fingerprint, thing)) if isinstance(thing, set | frozenset) else thing
         yield f"L{len(thing)}".encode()
         for item in ordered:

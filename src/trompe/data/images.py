@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 
 from trompe.base import processes
-from trompe.base.identity import fingerprint
+from trompe.base.identity import Lazily, fingerprint
 from trompe.errors import TrompeError
 
 LOOKED_AT = 128  # items of a data set that is not in memory
@@ -127,9 +127,8 @@ def fingerprint_of(data: Any) -> str:
         return fingerprint("subset", fingerprint_of(data.dataset), list(data.indices))
     if isinstance(data, TensorDataset):
         return fingerprint("tensors", data.tensors)
-    return fingerprint(
-        type(data), len(data), known_labels(data), [data[row] for row in _rows(data)]
-    )
+    items = Lazily(data.__getitem__, _rows(data))
+    return fingerprint(type(data), len(data), known_labels(data), items)
 
 
 def in_turn(
