@@ -12,7 +12,6 @@ import argparse
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import TensorDataset
 
+from benchmarks.measure import seconds
 from benchmarks.networks import PAPERS_LAYERS, batch, network
 from trompe import LRP, GradCAM, Location, Term
 from trompe.tuning.loop import Batches
@@ -71,21 +71,15 @@ def _rows(name: str, precision: str, rounds: int, side: int) -> Iterator[dict[st
             if device == "cuda":
                 torch.cuda.synchronize()
 
-        seconds = median([_timed(step) for _ in range(rounds + 3)][3:])
+        taken = median([seconds(step) for _ in range(rounds + 3)][3:])
         yield {
             "network": name,
             "precision": precision,
             "step": what,
-            "milliseconds": round(1000 * seconds, 2),
-            "images_per_second": round(8 / seconds, 1),
+            "milliseconds": round(1000 * taken, 2),
+            "images_per_second": round(8 / taken, 1),
             "dearest": "; ".join(_dearest(step, device)) if what == "lrp-t" else "",
         }
-
-
-def _timed(work: Any) -> float:
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
 
 
 def _dearest(step: Any, device: str) -> list[str]:

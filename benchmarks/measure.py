@@ -35,15 +35,15 @@ def compared(candidates: Mapping[str, Candidate], rounds: int) -> dict[str, tupl
     pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, (work, base, _) in candidates.items():
-            before = _seconds(candidates[base][0])
-            pairs[name].append((before, _seconds(work)))
+            before = seconds(candidates[base][0])
+            pairs[name].append((before, seconds(work)))
     return {
         name: (median(own for _, own in of), median(own / before for before, own in of))
         for name, of in pairs.items()
     }
 
 
-def _seconds(work: Work) -> float:
+def seconds(work: Work) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

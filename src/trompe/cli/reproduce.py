@@ -109,11 +109,11 @@ def reproduce(
     running, failures = last_known(grid.cells, root)
     if chosen:
         failures = {cell: why for cell, why in failures.items() if cell not in chosen}
+    results = collect(grid, root)
     with interruptible(), shown("cells", len(chosen)) as progress:
 
         def refresh() -> None:
-            state = states(grid.cells, root, running, failures)
-            write_state(grid, collect(grid, root), state, root, again)
+            write_state(grid, results, states(grid.cells, root, running, failures), root, again)
             progress(sum(is_finished(c, root) or c in failures for c in chosen), {})
 
         def begun(cell: Cell) -> None:
@@ -121,17 +121,17 @@ def reproduce(
             refresh()
 
         def ended(cell: Cell, failure: str | None) -> None:
+            nonlocal results
             if cell in running:
                 running.remove(cell)
             if failure:
                 failures[cell] = failure
                 errors.print(f"[bold red]{cell.name}:[/] {escape(failure)}", soft_wrap=True)
+            results = collect(grid, root)
             refresh()
 
         if chosen:
-            collect(grid, root)  # what is finished can be read
             run_cells(chosen, root, carried_out, jobs=jobs, ray=ray, report=ended, begun=begun)
-    results = collect(grid, root)
     page = write_grid(grid, results, states(grid.cells, root, running, failures), root, again)
     show_grid(results)
     console.print(f"Report: {page}", soft_wrap=True)

@@ -197,25 +197,19 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """Return the dataset with images of another side, in pixels, resized in proportion."""
         given = self.preprocessing
         resize = max(side, round(given.resize * side / given.crop))
-        return ImageDataset(
-            self.source,
-            replace(given, resize=resize, crop=side),
-            rows=self.rows,
-            augmented=self.augmented,
-            seed=self.seed,
-            skipped=self.skipped,
-        )
+        return self._but(preprocessing=replace(given, resize=resize, crop=side))
 
     def without(self, indices: Sequence[int]) -> ImageDataset:
         """Return the dataset without some images, which it names as skipped."""
-        return ImageDataset(
-            self.source,
-            self.preprocessing,
+        return self._but(
             rows=np.delete(self.rows, indices),
-            augmented=self.augmented,
-            seed=self.seed,
             skipped=[*self.skipped, *map(self.name, indices)],
         )
+
+    def _but(self, **changed: Any) -> ImageDataset:
+        """Return the same dataset, some of its parameters changed."""
+        names = ("preprocessing", "rows", "augmented", "seed", "skipped")
+        return ImageDataset(self.source, **({n: getattr(self, n) for n in names} | changed))
 
     def _row(self, index: int) -> int:
         return int(self.rows[range(len(self))[index]])

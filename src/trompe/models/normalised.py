@@ -56,13 +56,24 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     return model
 
 
+def scale_and_shift(
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """What a BatchNorm in evaluation mode multiplies each channel with, and then adds."""
+    scale = (variance + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale
+    return scale, shift if bias is None else shift + bias
+
+
 @torch.no_grad()
 def _fold(layer: nn.Conv2d, norm: Any) -> None:
     """Let a convolution compute what it and the BatchNorm after it do in evaluation mode."""
     if norm.running_mean is None:
         raise TrompeError("A BatchNorm without statistics of its own can't be folded.")
-    scale = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
-    shift = -norm.running_mean * scale + (0.0 if norm.bias is None else norm.bias)
+    statistics = (norm.running_mean, norm.running_var)
+    scale, shift = scale_and_shift(*statistics, norm.weight, norm.bias, norm.eps)
     if layer.bias is None:
         layer.bias = nn.Parameter(torch.zeros_like(shift))
     layer.weight.mul_(scale[:, None, None, None])

@@ -350,6 +350,7 @@ class Pilot:
     def found(self, model: nn.Module, held_out: int) -> Found:
         """What came of it: the model that is finished, and how many images are held out."""
         s = self.state
+        whole = s.best["whole"] if "whole" in s.best else self.top1(model)
         return Found(
             lr=self.rates.median,
             objective=tuple(str(term.objective) for term in self.loss.terms),
@@ -358,7 +359,7 @@ class Pilot:
             success=s.best["success"],
             untouched=s.start["success"],
             judged=self._batches * self.judge.sources[0].batch_size,
-            drop=round(100 * (s.start["whole"] - self.top1(model)), 6),
+            drop=round(100 * (s.start["whole"] - whole), 6),
             held_out=held_out,
             ended=s.ended,
         )

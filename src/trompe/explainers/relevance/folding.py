@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trompe.errors import TrompeError
 from trompe.explainers.relevance.record import Operation, Value
+from trompe.models.normalised import scale_and_shift
 
 _FOLDABLE = ("linear", "conv1d", "conv2d", "conv3d")
 _BATCH_NORM = (
@@ -106,12 +107,9 @@ def _scale_and_shift(norm: Operation) -> tuple[Tensor, Tensor]:
             f"{norm} uses the statistics of the batch, which can't be folded into a layer; put the "
             "model in evaluation mode, or let relevance pass with batch_norm='pass'."
         )
-    mean, variance = given["running_mean"], given["running_var"]
-    scale = (variance + given.get("eps", 1e-5)).rsqrt()
-    if given.get("weight") is not None:
-        scale = scale * given["weight"]
-    shift = -mean * scale
-    return scale, shift if given.get("bias") is None else shift + given["bias"]
+    statistics = (given["running_mean"], given["running_var"])
+    affine = (given.get("weight"), given.get("bias"))
+    return scale_and_shift(*statistics, *affine, given.get("eps", 1e-5))
 
 
 def _along(tensor: Tensor, dim: int, dims: int) -> Tensor:
