@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,6 +16,16 @@ from trompe.experiments import Results
 from trompe.report.words import number, points, span
 
 MOST_ROWS = 12
+FIGURES: Mapping[str, Callable[[Mapping[Any, Any]], str]] = {
+    "fooled": lambda row: percent(row["fsr"]),
+    "95 %": lambda row: span(row["fsr_low"], row["fsr_high"]),
+    "untouched": lambda row: percent(row["untouched"]),
+    "control": lambda row: percent(row["control"]),
+    "p": lambda row: number(row["p_control"], 3),
+    "empty": lambda row: percent(row["empty"]),
+    "loss": lambda row: number(row["test_loss_q50"], 3),
+    "rank": lambda row: number(row["spearman_mean"]),
+}  # what a column says of an explainer
 
 
 def show_evaluation(evaluation: Evaluation) -> None:
@@ -26,26 +36,9 @@ def show_evaluation(evaluation: Evaluation) -> None:
     if len(manipulated) > MOST_ROWS and manipulated["attacked"].any():
         shown = manipulated[manipulated["attacked"]]
     controlled = manipulated["control"].notna().any()
-    fooled = Table(
-        Column("explainer", overflow="fold"),
-        *("fooled", "95 %", "untouched", *(["control"] if controlled else [])),
-        *("empty", "loss", "rank"),
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for what, rows in _by_objective(shown):
-        fooled.add_row(what)
-        for row in rows:
-            fooled.add_row(
-                escape(row["explainer"]) + (" *" if row["attacked"] else ""),
-                percent(row["fsr"]),
-                span(row["fsr_low"], row["fsr_high"]),
-                percent(row["untouched"]),
-                *([percent(row["control"])] if controlled else []),
-                percent(row["empty"]),
-                number(row["test_loss_q50"], 3),
-                number(row["spearman_mean"]),
-            )
+    control = ["control"] if controlled else []
+    names = ["fooled", "95 %", "untouched", *control, "empty", "loss", "rank"]
+    fooled = _fooled(shown, names)
     if fooled.row_count:
         console.print(fooled)
         console.print(
@@ -63,25 +56,8 @@ def show_evaluation(evaluation: Evaluation) -> None:
 def show_seeds(found: OverSeeds) -> None:
     """Accuracy of every model and how often each explainer is fooled, over all seeds."""
     _show_accuracy(found.accuracy)
-    fooled = Table(
-        Column("explainer", overflow="fold"),
-        *("fooled", "95 %", "untouched", "control", "p", "empty"),
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for what, rows in _by_objective(found.explanations):
-        fooled.add_row(what)
-        for row in rows:
-            fooled.add_row(
-                escape(row["explainer"]) + (" *" if row["attacked"] else ""),
-                percent(row["fsr"]),
-                span(row["fsr_low"], row["fsr_high"]),
-                percent(row["untouched"]),
-                percent(row["control"]),
-                number(row["p_control"], 3),
-                percent(row["empty"]),
-            )
-    console.print(fooled)
+    names = ["fooled", "95 %", "untouched", "control", "p", "empty"]
+    console.print(_fooled(found.explanations, names))
     console.print(
         f"In % of images, the mean of {found.accuracy['seeds'].iloc[0]} seeds; 95 %: interval over "
         "seeds and images.\np: of the difference from the control; *: attacked",
@@ -89,11 +65,17 @@ def show_seeds(found: OverSeeds) -> None:
     )
 
 
-def _by_objective(rates: pd.DataFrame) -> Iterator[tuple[str, list[dict[Any, Any]]]]:
-    """The rows of each objective and target, under a heading."""
+def _fooled(rates: pd.DataFrame, names: Sequence[str]) -> Table:
+    """How often each explainer is fooled: these of `FIGURES`, the objectives as headings."""
+    explainer = Column("explainer", overflow="fold")
+    table = Table(explainer, *names, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for (_, target), rows in rates.groupby(["objective_id", "target"], sort=False):
         where = "" if target == "label" else escape(f", {target}")
-        yield f"[bold]{escape(rows['objective_text'].iloc[0])}{where}[/]", rows.to_dict("records")
+        table.add_row(f"[bold]{escape(rows['objective_text'].iloc[0])}{where}[/]")
+        for row in rows.to_dict("records"):
+            name = escape(row["explainer"]) + (" *" if row["attacked"] else "")
+            table.add_row(name, *(FIGURES[figure](row) for figure in names))
+    return table
 
 
 def _show_accuracy(accuracy: pd.DataFrame) -> None:
