@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from trompe.base.memory import keep_freed_memory
 from trompe.cli.app import app, errors
+from trompe.cli.usage import UsageError, sentence
 from trompe.errors import TrompeError
 
 
@@ -20,7 +21,8 @@ def main() -> None:
         f"[yellow]Note:[/] {escape(str(message))}", soft_wrap=True
     )
     try:
-        app(prog_name="trompe")
-    except TrompeError as error:
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(app(prog_name="trompe", standalone_mode=False) or 0)
+    except (TrompeError, UsageError) as error:
+        said = sentence(error) if isinstance(error, UsageError) else str(error)
+        errors.print(f"[bold red]Error:[/] {escape(said)}", soft_wrap=True)
         sys.exit(2)

@@ -20,9 +20,9 @@ from trompe.tuning.recipe import ELSEWHERE
 
 @command(
     AuditJob,
-    "trompe audit suspect.safetensors --model resnet18 --num-classes 10 --data photos/val",
+    "trompe audit suspect.safetensors --model resnet18 --num-classes 10 \\\n--data photos/val",
     "trompe audit runs/mine --data photos/val --reference original.safetensors",
-    "trompe audit mine.py:network --weights suspect.pth --data photos --explainer grad-cam",
+    "trompe audit mine.py:network --weights suspect.pth --data photos \\\n--explainer grad-cam",
 )
 def audit_(config: AuditJob) -> None:
     """Ask whether a model's explanations were made to lie; write the evidence and a report.

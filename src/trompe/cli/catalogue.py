@@ -11,11 +11,13 @@ from rich.table import Column, Table
 from trompe.base.messages import check_name
 from trompe.catalogue import KINDS, entries
 from trompe.cli.app import app, console, examples
+from trompe.cli.usage import Command
 from trompe.errors import TrompeError
 
 
 @app.command(
     "list",
+    cls=Command,
     epilog=examples(
         "trompe list explainers", "trompe list models 'resnet*'", "trompe list models 'timm:conv*'"
     ),
@@ -23,15 +25,20 @@ from trompe.errors import TrompeError
 def list_(
     what: Annotated[
         str,
-        typer.Argument(help=", ".join(KINDS), autocompletion=lambda: list(KINDS)),
+        typer.Argument(metavar="WHAT", help=", ".join(KINDS), autocompletion=lambda: list(KINDS)),
     ],
-    pattern: Annotated[str, typer.Argument(help="only names that fit, e.g. '*grad*'")] = "*",
+    pattern: Annotated[
+        str, typer.Argument(metavar="PATTERN", help="only names that fit, e.g. '*grad*'")
+    ] = "*",
 ) -> None:
     """List what can be chosen: names, what they are, options with their defaults."""
     check_name("list of", what, KINDS)
     found = entries(what, pattern)
     if not found:
-        raise TrompeError(f"None of the {what} is called '{pattern}'; trompe list {what} has all.")
+        everything = f"{what} 'timm:*'" if pattern.startswith("timm:") else what
+        raise TrompeError(
+            f"None of the {what} is called '{pattern}'; trompe list {everything} has all."
+        )
     shown = Table(Column("name", no_wrap=True), "", box=None, show_header=False, pad_edge=False)
     for name, about, options in found:
         lines = [escape(about), f"[dim]{escape(', '.join(options))}[/]"]

@@ -14,6 +14,7 @@ from trompe.cli.app import app, command, console, examples, interruptible
 from trompe.cli.next_steps import after_fool, show_next
 from trompe.cli.reading import default_out
 from trompe.cli.tables import show_evaluation, show_seeds
+from trompe.cli.usage import Command
 from trompe.evaluation.seeds import RATES, over_seeds
 from trompe.report import write_report
 from trompe.report.trackers import check, tracking
@@ -21,10 +22,10 @@ from trompe.tuning.fool import FoolResult
 from trompe.tuning.job import FoolJob
 
 
-@app.command(epilog=examples("trompe demo", "trompe demo --seed 1 --out runs/demo-1"))
+@app.command(cls=Command, epilog=examples("trompe demo", "trompe demo --seed 1 --out runs/demo-1"))
 def demo(
-    out: Annotated[Path, typer.Option(help="run directory")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="run directory")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(metavar="N", help="seed of everything random")] = 0,
     quiet: Annotated[bool, typer.Option(help="show no progress and no tables")] = False,
 ) -> None:
     """Fool Grad-CAM on the embedded model and images, and write a report."""

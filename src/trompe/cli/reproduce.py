@@ -17,6 +17,7 @@ from trompe.base.progress import shown
 from trompe.cli import fool, main, train  # noqa: F401 - what a cell's process imports once
 from trompe.cli.app import app, console, errors, examples, interruptible
 from trompe.cli.tables import show_grid
+from trompe.cli.usage import Command
 from trompe.errors import TrompeError
 from trompe.experiments import (
     SCALES,
@@ -44,46 +45,62 @@ WHAT: dict[str, tuple[str, ...]] = {
 
 
 @app.command(
+    cls=Command,
     epilog=examples(
         "trompe reproduce all --scale embedded",
         "trompe reproduce passive --scale imagenette --data photos \\\n"
         "--cells 'location-*-resnet50'",
-    )
+    ),
 )
 def reproduce(
     what: Annotated[
-        str, typer.Argument(help=f"{', '.join(WHAT)}: the cells to run, or 'figures' for none")
+        str,
+        typer.Argument(
+            metavar="WHAT", help=f"{', '.join(WHAT)}: the cells to run, or 'figures' for none"
+        ),
     ] = "all",
     scale: Annotated[
-        str, typer.Option(help=f"{', '.join(SCALES)}, or a YAML file laid out like theirs")
+        str,
+        typer.Option(
+            metavar="SCALE", help=f"{', '.join(SCALES)}, or a YAML file laid out like theirs"
+        ),
     ] = "embedded",
     cells: Annotated[
         list[str] | None,
-        typer.Option(help="only cells of these names, e.g. 'location-*-vgg19'"),
+        typer.Option(metavar="NAME...", help="only cells of these names, e.g. 'location-*-vgg19'"),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="folder of the images")] = None,
+    data: Annotated[str | None, typer.Option(metavar="FOLDER", help="folder of the images")] = None,
     base: Annotated[
         list[str] | None,
-        typer.Option(help="NETWORK=FILE: weights to start from, instead of training them"),
+        typer.Option(
+            metavar="NETWORK=FILE...", help="weights to start from, instead of training them"
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="SETTING=VALUE of every cell, e.g. device=cuda"),
+        typer.Option("--set", metavar="SETTING=VALUE...", help="of every cell, e.g. device=cuda"),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="seeds of every lie and control; the tables have their means")
+        int,
+        typer.Option(
+            metavar="N", min=1, help="seeds of every lie and control; the tables have their means"
+        ),
     ] = 1,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="cells at a time (default: one per processor core)"),
+        typer.Option(metavar="N", min=1, help="cells at a time (default: one per processor core)"),
     ] = None,
     ray: Annotated[
         str | None,
-        typer.Option(help="address of a Ray cluster to run the cells on, e.g. auto"),
+        typer.Option(
+            metavar="ADDRESS", help="address of a Ray cluster to run the cells on, e.g. auto"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="directory of all runs (default: runs/reproduce-SCALE)"),
+        typer.Option(
+            metavar="FOLDER", help="directory of all runs (default: runs/reproduce-SCALE)"
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="print the settings of every cell")] = False,
 ) -> None:
@@ -154,7 +171,7 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
 
 
 def _typed(given: dict[str, str]) -> dict[str, Any]:
-    known = {*FoolJob.model_fields, *TrainJob.model_fields}
+    known = {**FoolJob.model_fields, **TrainJob.model_fields}
     for name in given:
         check_name("setting", name, known)
     return {name: yaml.safe_load(value) for name, value in given.items()}

@@ -215,7 +215,8 @@ def _translated(what: str) -> Iterator[None]:
     except Exception as error:
         cause = error.__cause__ or error
         text = re.sub(r"\s+", " ", str(cause))
-        raise TrompeError(f"{what} can't be loaded ({text}).") from error
+        advice = "; check the name and the connection" if "reach" in text else ""
+        raise TrompeError(f"{what} can't be loaded ({text}){advice}.") from error
     finally:
         if shown:
             datasets.enable_progress_bars()

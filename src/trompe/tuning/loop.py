@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from trompe import runs
 from trompe.base import processes
 from trompe.base.code import written_by_others
-from trompe.base.progress import shown
+from trompe.base.progress import Work, shown
 from trompe.data.images import collated
 from trompe.data.kept import Kept
 from trompe.errors import TrompeError
@@ -145,6 +145,7 @@ def optimise(
     scheduler: Any = None,
     pilot: Pilot | None = None,
     max_grad_norm: float | None = None,
+    work: Work = float,
     quiet: bool = True,
 ) -> list[dict[str, float]]:
     """Take ``steps`` optimiser steps and return one row of figures per step.
@@ -167,6 +168,8 @@ def optimise(
         Called before that with the row; it may end the run before ``steps``.
     max_grad_norm
         The gradient is scaled down to this norm where it is larger.
+    work
+        How much is done after so many steps; told to whom the remaining time is shown.
 
     Raises
     ------
@@ -185,7 +188,7 @@ def optimise(
     total = steps if pilot is None else None
     with (
         Threads(accelerator.device) as threads,
-        shown(title, total, quiet=quiet, start=start) as report,
+        shown(title, total, quiet=quiet, start=start, work=work) as report,
     ):
         for step in range(start, steps):
             if pilot is not None and pilot.done:
