@@ -82,6 +82,9 @@ _BOUNDS = {
     "less_than": "must be below {lt}, not {input}",
     "less_than_equal": "must be at most {le}, not {input}",
     "finite_number": "must be a number, not {input}",
+    "float_parsing": "must be a number, not {input!r}",
+    "float_type": "must be a number, not {input!r}",
+    "bool_parsing": "must be true or false, not {input!r}",
     "literal_error": "can't be {input!r}; choose {expected}",
 }
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "fool": "fool",
     "evaluate": "evaluate",
     "audit": "audit",
+    "compare": "compare",
     "repair": "repair",
     "explain": "explain",
     "train": "train",
@@ -42,7 +43,7 @@ NOUNS = {"MODEL", "WEIGHTS", "DATA", "EXPLAINER", "OBJECTIVE", "TARGET", "TRACKE
 IN_SEVERAL_PROCESSES = {"fool", "evaluate", "train"}
 EXIT_CODES = {
     0: "done",
-    1: "a part failed: a cell of reproduce, a check of doctor, a repair",
+    1: "a part failed: a cell of reproduce, a run of a sweep, a check of doctor, a repair",
     2: "something given can't be used; finished work is kept",
     130: "interrupted; the same command goes on",
 }

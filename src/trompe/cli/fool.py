@@ -54,12 +54,40 @@ def demo(
     "--eval-data photos/val --explainer lrp-t --control",
     "trompe fool --config runs/mine/config.yaml --objective top-k --out runs/top-k",
     "trompe fool --config runs/mine/config.yaml --seeds 3 --out runs/three",
+    "trompe fool --config runs/mine/config.yaml --sweep weight=1,2,4 \\\n"
+    "--sweep lr=1e-4,3e-4 --out runs/sweep",
 )
-def fool_(config: FoolJob) -> None:
+def fool_(
+    config: FoolJob,
+    *,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SETTING=VALUE,VALUE...",
+            help="one run for each value of a setting, and for each combination of several",
+            rich_help_panel="Many runs",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="runs of a sweep at a time (default: one per processor core)",
+            rich_help_panel="Many runs",
+        ),
+    ] = None,
+) -> None:
     """Fine-tune a model so that its explanations lie; evaluate and report.
 
-    With --seeds, the runs of all seeds stand side by side in the run directory.
+    With --seeds or --sweep, the runs stand side by side in the run directory. The same command goes
+    on where an interrupted one stopped.
     """
+    if sweep:
+        from trompe.cli.sweep import sweep as over  # which imports this module
+
+        over(config, config.out or default_out("sweep", config.model), sweep, jobs)
+        return
     if config.seeds == 1:
         _fool(config)
         return

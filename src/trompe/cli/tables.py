@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from trompe.cli.app import console
 from trompe.evaluation import MANIPULATED, Evaluation, OverSeeds
 from trompe.experiments import Results
+from trompe.report.compare import Comparison
 from trompe.report.words import number, points, span
 
 MOST_ROWS = 12
@@ -138,6 +139,37 @@ def show_grid(results: Results) -> None:
         )
     console.print(shown)
     console.print("Each model explained by what was attacked; top-1: change in points.")
+
+
+def show_comparison(found: Comparison) -> None:
+    """What differs between runs, how often each explainer is fooled, and what that costs."""
+    settings = found.settings
+    if len(settings.columns):
+        shown = Table("run", *map(str, settings), box=SIMPLE_HEAD, pad_edge=False)
+        for name, *values in settings.itertuples():
+            shown.add_row(escape(name), *(escape(value) or "–" for value in values))
+        console.print(shown)
+    names = ["fooled", "95 %", "untouched", "control", "empty", "rank"]
+    rates = found.rates[found.rates["attacked"]] if found.rates["attacked"].any() else found.rates
+    fooled = Table(Column("run", overflow="fold"), *names, box=SIMPLE_HEAD, pad_edge=False)
+    places = ["explainer", "objective_text", "target"]
+    for (explainer, objective, target), rows in rates.groupby(places, sort=False):
+        where = "" if target == "label" else f", {target}"
+        fooled.add_row(f"[bold]{escape(f'{explainer}: {objective}{where}')}[/]")
+        for row in rows.to_dict("records"):
+            fooled.add_row(escape(row["run"]), *(FIGURES[figure](row) for figure in names))
+    console.print(fooled)
+    lost = Table("run", "top-1 %", "95 %", "original", "control", "change", "front")
+    lost.box, lost.pad_edge = SIMPLE_HEAD, False
+    for row in found.runs.to_dict("records"):
+        figures = percent(row["original_top1"]), percent(row["control_top1"]), points(-row["drop"])
+        span_ = span(row["top1_low"], row["top1_high"])
+        front = "yes" if row["front"] else ""
+        lost.add_row(escape(row["run"]), percent(row["top1"]), span_, *figures, front)
+    console.print(lost)
+    console.print("front: no other run fools more without losing more accuracy")
+    for note in found.notes:
+        console.print(f"Note: {note}", soft_wrap=True, markup=False)
 
 
 def percent(share: float) -> str:

@@ -26,8 +26,8 @@ PANELS = {
     "Tuning": "epochs steps lr rate schedule batch_size max_accuracy_drop max_drop control "
     "keep labels held_out fool_batch_size seed device precision gradient_checkpointing "
     "max_grad_norm weight_decay label_smoothing distillation batch_norm sides checkpoint_every",
-    "Measuring": "eval_data eval_limit eval_explainer eval_pairs seeds evidence calibration "
-    "gallery",
+    "Measuring": "eval_data eval_limit eval_explainer eval_pairs evidence calibration gallery",
+    "Many runs": "seeds sweep jobs",
     "Output": "out tracker quiet",
 }
 """The headings of a command's settings, and their order: what most people need comes first."""
