@@ -11,6 +11,7 @@ from rich.text import Text
 from trompe import runs
 from trompe.base import processes
 from trompe.cli.app import app, command, console, examples, interruptible
+from trompe.cli.foresight import DRY_RUN, foresee
 from trompe.cli.next_steps import after_fool, show_next
 from trompe.cli.reading import default_out
 from trompe.cli.tables import show_evaluation, show_seeds
@@ -68,6 +69,9 @@ def fool_(
             rich_help_panel="Many runs",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help=DRY_RUN, rich_help_panel="Output")
+    ] = False,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -83,6 +87,9 @@ def fool_(
     With --seeds or --sweep, the runs stand side by side in the run directory. The same command goes
     on where an interrupted one stopped.
     """
+    if dry_run:
+        foresee(config, sweep or (), jobs)
+        return
     if sweep:
         from trompe.cli.sweep import sweep as over  # which imports this module
 

@@ -16,6 +16,7 @@ from trompe.base.messages import check_name
 from trompe.base.progress import shown
 from trompe.cli import fool, main, train  # noqa: F401 - what a cell's process imports once
 from trompe.cli.app import app, console, errors, examples, interruptible
+from trompe.cli.foresight import DRY_RUN, foresee_grid
 from trompe.cli.tables import show_grid
 from trompe.cli.usage import Command
 from trompe.errors import TrompeError
@@ -29,7 +30,6 @@ from trompe.experiments import (
     load_grid,
     run_cells,
     states,
-    texts,
 )
 from trompe.report.grid import write_grid, write_state
 from trompe.tuning.job import FoolJob, TrainJob
@@ -102,7 +102,7 @@ def reproduce(
             metavar="FOLDER", help="directory of all runs (default: runs/reproduce-SCALE)"
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="print the settings of every cell")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
 ) -> None:
     """Run the paper's experiments; write its tables with the paper's figures beside ours.
 
@@ -116,8 +116,7 @@ def reproduce(
     root = out or Path("runs") / f"reproduce-{grid.scale}"
     chosen = grid.chosen(WHAT[what], cells or []) if WHAT[what] else []
     if dry_run:
-        for name, settings in texts(chosen, root):
-            print(f"# {name}\n{settings}---")
+        foresee_grid(chosen, root, jobs)
         return
     words = _without_cells(sys.argv[1:])
     if not WHAT[what]:

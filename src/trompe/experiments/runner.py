@@ -30,6 +30,11 @@ def is_finished(cell: Planned, root: Path) -> bool:
     return "report" in runs.finished(root / cell.folder)
 
 
+def at_a_time(jobs: int | None) -> int:
+    """How many cells run at a time: so many, or one per GPU, or per core without any."""
+    return jobs or torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
 def run_cells(
     cells: Sequence[P],
     root: Path,
@@ -79,7 +84,7 @@ def run_cells(
     failures: dict[P, str] = {}
     running: dict[Future[str | None], P] = {}
     ended: list[tuple[P, str | None]] = []
-    jobs = jobs or torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    jobs = at_a_time(jobs)
     at_once = len(waiting) if ray else jobs
     with runs.locked(root), _on_ray(main, ray) if ray else _on_this_machine(main, jobs) as submit:
         while waiting or running:

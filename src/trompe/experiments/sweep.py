@@ -62,8 +62,8 @@ def points(job: FoolJob, swept: Mapping[str, Sequence[Any]]) -> list[Planned]:
     found = []
     for values in itertools.product(*swept.values()):
         point = dict(zip(swept, values, strict=True))
-        name = " ".join(f"{key}={value}" for key, value in point.items())
-        planned = Planned(re.sub(r"[^\w.+=-]+", "-", name), "fool", {**common, **point})
+        name = ",".join(f"{key}={value}" for key, value in point.items())
+        planned = Planned(re.sub(r"[^\w.+=,-]+", "-", name), "fool", {**common, **point})
         found.append(planned)
         _ = planned.folder  # its settings can be used
     return found

@@ -219,7 +219,7 @@ def _matrices(found: Comparison, links: Mapping[str, str]) -> list[Matrix]:
             lines.append((name, "", [cells.get(e) for e in explainers]))
         where = "" if target == "label" else f", {target}"
         title = f"Fooled in %: {labels[str(objective)]}{where}"
-        matrices.append(Matrix(title, [labels[e] for e in explainers], lines))
+        matrices.append(Matrix(title, [labels[e] for e in explainers], lines, head="Run"))
     return matrices
 
 

@@ -19,7 +19,8 @@ def draw(runs: pd.DataFrame) -> Figure:
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    for row in records(runs):
+    middle = runs["top1"].median()
+    for number, row in enumerate(records(runs)):
         x, y = 100 * row["top1"], 100 * row["fsr"]
         widths = [[100 * abs(row["top1"] - row[f"top1_{end}"])] for end in ("low", "high")]
         heights = [[100 * abs(row["fsr"] - row[f"fsr_{end}"])] for end in ("low", "high")]
@@ -29,8 +30,9 @@ def draw(runs: pd.DataFrame) -> Figure:
             axes.annotate(
                 row["run"],
                 (x, y),
-                xytext=(6, 5),
+                xytext=(-6 if row["top1"] > middle else 6, -11 if number % 2 else 5),
                 textcoords="offset points",
+                ha="right" if row["top1"] > middle else "left",
                 fontsize=7,
                 color=INK,
                 parse_math=False,
@@ -48,7 +50,7 @@ def draw(runs: pd.DataFrame) -> Figure:
     axes.set_xlabel("top-1 accuracy, %")
     axes.set_ylabel("images fooled, %")
     axes.set_ylim(-4, 104)
-    axes.margins(x=0.12)
+    axes.margins(x=0.08)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=GREY, alpha=0.2, linewidth=0.6)
     axes.legend(frameon=False, fontsize=8, loc="best")
