@@ -14,6 +14,8 @@ from trompe.cli.app import app, console, examples
 from trompe.cli.usage import Command
 from trompe.errors import TrompeError
 
+EXPLAINED = 6  # entries; of more, only the names of their options are shown
+
 
 @app.command(
     "list",
@@ -40,10 +42,19 @@ def list_(
             f"None of the {what} is called '{pattern}'; trompe list {everything} has all."
         )
     shown = Table(Column("name", no_wrap=True), "", box=None, show_header=False, pad_edge=False)
-    for name, about, options in found:
-        lines = [escape(about), f"[dim]{escape(', '.join(options))}[/]"]
-        shown.add_row(f"[bold]{escape(name)}[/]", "\n".join(lines[: 2 if options else 1]))
+    in_full = len(found) <= EXPLAINED
+    for entry in found:
+        lines = [escape(entry.about)]
+        if entry.options:
+            lines.append(f"[dim]{escape(', '.join(entry.options))}[/]")
+        if in_full:
+            lines += [f"[dim]  {name}: {escape(text)}[/]" for name, text in entry.meanings]
+        shown.add_row(f"[bold]{escape(entry.name)}[/]", "\n".join(lines))
     console.print(shown)
+    if not in_full and any(entry.meanings for entry in found):
+        console.print(f"trompe list {what} NAME says what the options of one are.")
+    if what == "composites":
+        console.print("trompe list rules has what stands after the kinds of operation.")
     if what == "models":
         console.print(
             "Further: timm:NAME (trompe list models 'timm:*'), transformers:NAME_OR_PATH, and your "

@@ -97,20 +97,17 @@ def show_conservation(name: str, table: Any) -> None:
     """How much relevance every layer keeps, and what takes the rest."""
     *layers, arrived = table.itertuples()
     causes = {"bias": "biases", "stabiliser": "stabilisers", "other": "other causes"}
-    shown = Table(
-        "layer",
-        Column("rule", overflow="fold"),
-        "receives %",
-        *(f"{cause} %" for cause in causes),
-        title=name,
-    )
+    columns = ["layer", "rule", "receives", *causes]
+    shown = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=name)
     for row in layers:
         layer = f"{row.layer or 'model'} {row.operation}"
+        rule = row.rule.replace(":", ": ").replace(",", ", ")
         shares = (row.received, row.bias, row.stabiliser, row.other)
-        shown.add_row(escape(layer), escape(row.rule), *map(percent, shares))
+        shown.add_row(escape(layer), escape(rule), *map(percent, shares))
     console.print(shown)
     console.print(
-        f"{percent(arrived.received)} % of the logit arrives at {arrived.layer}; lost are "
+        f"In % of what is explained: {percent(arrived.received)} % of the logit arrives at "
+        f"{arrived.layer}; lost are "
         + ", ".join(f"{percent(table[c].sum())} % to {words}" for c, words in causes.items())
         + "."
     )

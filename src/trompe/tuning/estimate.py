@@ -94,9 +94,8 @@ def _of_fool(job: FoolJob) -> Estimate:
         images = len(_read(job)[1] or ()) + (job.eval_pairs or 0) * composed
         image = (ended - times[-1]) / (len(result.evaluation.predictions) + PAIRS * composed)
     given = {name: getattr(job, name) for name in few if name in result.settings}
-    return Estimate(
-        {**result.settings, **given}, _step(times), _steps(job), image, images, job.finds
-    )
+    settings = {**result.settings, **given}
+    return Estimate(settings, _step(times), _steps(job), image, images, job.finds)
 
 
 def _steps(job: FoolJob) -> int:
