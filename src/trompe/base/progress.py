@@ -18,13 +18,15 @@ Report = Callable[[int, Mapping[str, float]], None]
 Work = Callable[[int], float]
 
 PLAIN_SECONDS = 10.0
+ENOUGH = 8  # steps
 RECENT = 60.0  # seconds, or a fifth of all if that is longer: how fast the work is now
 
 
 class Remaining:
     """The time that is left, by the speed of late: what came before may have been slower or faster.
 
-    The first step is left out as soon as there are others: it loads and warms up.
+    The first step loads and warms up: it is left out as soon as others tell more, and says nothing
+    by itself if it was short.
 
     Parameters
     ----------
@@ -44,13 +46,19 @@ class Remaining:
         if done > seen[-1][1]:
             seen.append((now, done))
             recent = max(RECENT, (now - self.begun) / 5)
-            while len(seen) > 2 and (seen[0][0] == self.begun or now - seen[1][0] >= recent):
+            while len(seen) > 2 and (self._is_first(now) or now - seen[1][0] >= recent):
                 seen.popleft()
         (then, before), (last, latest) = seen[0], seen[-1]
-        if latest == before:
+        if latest == before or (then == self.begun and last - then < RECENT and len(seen) == 2):
             return math.nan
         seconds = (last - then) / (self.work(latest) - self.work(before))
         return max(0.0, seconds * (self.work(self.total) - self.work(latest)) - (now - last))
+
+    def _is_first(self, now: float) -> bool:
+        """Whether the first step is still counted, but the later ones tell more."""
+        (then, _), (first, one) = self._seen[0], self._seen[1]
+        later = self._seen[-1][1] - one
+        return then == self.begun and (later >= ENOUGH or now - first >= first - then)
 
 
 def spoken(seconds: float) -> str:

@@ -15,6 +15,7 @@ from trompe.base.identity import fingerprint
 from trompe.cli.app import command, console
 from trompe.cli.foresight import DRY_RUN, foresee_audit
 from trompe.cli.jobs import AuditJob
+from trompe.cli.next_steps import after_audit, show_next
 from trompe.cli.reading import default_out, read_case
 from trompe.report.audit import write_audit
 from trompe.report.words import family_name, number
@@ -61,7 +62,8 @@ def audit_(
             _show(found)
         page = write_audit(out, found, case.data)
         console.print(found.sentence, soft_wrap=True)
-        console.print(f"Report: {page}", soft_wrap=True)
+        steps = after_audit(config, out, found.verdict.alarm)
+        show_next(f"Report: {page}", steps, quiet=config.quiet)
 
 
 def _show(found: AuditReport) -> None:

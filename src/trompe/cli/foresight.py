@@ -42,14 +42,14 @@ def foresee(config: FoolJob, sweep: Sequence[str], jobs: int | None) -> None:
 
 def foresee_audit(config: AuditJob, case: Case, kinds: Sequence[Evidence]) -> None:
     """Print the settings of an audit and its time."""
-    options = {
-        "explainers": case.explainers,
-        "kinds": kinds,
-        "calibration": case.calibration,
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-    }
-    took = of_audit.seconds(case.suspect, case.data, case.reference, **options)
+    took = of_audit.seconds(
+        case.suspect,
+        case.data,
+        case.reference,
+        explainers=case.explainers,
+        kinds=kinds,
+        **config.model_dump(include={"seed", "batch_size"}),
+    )
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
     _print(settings | {"explainer": list(map(str, case.explainers))})
     errors.print(f"About {spoken(took)} with {len(case.data)} images.", highlight=False)

@@ -11,7 +11,8 @@ import typer
 from rich.markup import escape
 
 from trompe.base.progress import shown
-from trompe.cli.app import console, errors
+from trompe.cli.app import errors
+from trompe.cli.next_steps import after_sweep, show_next
 from trompe.cli.reproduce import carried_out
 from trompe.cli.tables import show_comparison
 from trompe.errors import TrompeError
@@ -42,6 +43,7 @@ def sweep(config: FoolJob, out: Path, given: Sequence[str], jobs: int | None) ->
         page = write_comparison(found, out, "trompe fool --sweep", command)
         if not config.quiet:
             show_comparison(found)
-        console.print(f"Report: {page}", soft_wrap=True)
+        steps = after_sweep(found, finished)
+        show_next(f"Report: {page}", steps, quiet=config.quiet)
     if failures:
         raise typer.Exit(1)
