@@ -91,7 +91,7 @@ def fool_(
         foresee(config, sweep or (), jobs)
         return
     if sweep:
-        from trompe.cli.sweep import sweep as over  # which imports this module
+        from trompe.cli.sweep import sweep as over
 
         over(config, config.out or default_out("sweep", config.model), sweep, jobs)
         return

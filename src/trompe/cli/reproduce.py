@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +13,8 @@ from rich.markup import escape
 
 from trompe.base.messages import check_name
 from trompe.base.progress import shown
-from trompe.cli import fool, main, train  # noqa: F401 - what a cell's process imports once
 from trompe.cli.app import app, console, errors, examples, interruptible
+from trompe.cli.cells import carried_out
 from trompe.cli.foresight import DRY_RUN, foresee_grid
 from trompe.cli.tables import show_grid
 from trompe.cli.usage import Command
@@ -153,12 +152,6 @@ def reproduce(
     console.print(f"Report: {page}", soft_wrap=True)
     if any(cell in failures for cell in chosen):
         raise typer.Exit(1)
-
-
-def carried_out(words: Sequence[str]) -> None:
-    """Carry a command line out in this process, which is a cell's own."""
-    sys.argv = ["trompe", *words]
-    main()
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, str]:

@@ -12,8 +12,8 @@ from rich.markup import escape
 
 from trompe.base.progress import shown
 from trompe.cli.app import errors
+from trompe.cli.cells import carried_out
 from trompe.cli.next_steps import after_sweep, show_next
-from trompe.cli.reproduce import carried_out
 from trompe.cli.tables import show_comparison
 from trompe.errors import TrompeError
 from trompe.experiments import is_finished, run_cells
