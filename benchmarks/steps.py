@@ -22,6 +22,7 @@ CHECKPOINTED = "grad-cam location, checkpointed"
 OF_MEMORY = ("grad-cam location", "lrp-t top-k", "simple-grad-t top-k", CHECKPOINTED)
 VIT = "vit_small_patch16_224"
 LAYERS = {VIT: "blocks.11.norm1", **PAPERS_LAYERS}
+CAM_AIMS = {VIT: 1.10}
 LRP_AIMS = {"vgg19": 1.10, "densenet121": 1.10, "resnet50": 1.20, VIT: 1.10}
 
 
@@ -69,7 +70,8 @@ def candidates(name: str, size: int) -> dict[str, Candidate]:
 
     found = {PLAIN: (plain(1), PLAIN, None), BOTH: (plain(2), PLAIN, None)}
     for objective in (Location(), TopK(), CenterMass()):
-        found[f"grad-cam {objective.name}"] = (fooling(cam, objective), PLAIN, 1.10 if name == VIT else 1.05)
+        aim = CAM_AIMS.get(name, 1.05)
+        found[f"grad-cam {objective.name}"] = (fooling(cam, objective), PLAIN, aim)
         aim = LRP_AIMS.get(name)
         found[f"lrp-t {objective.name}"] = (fooling(lrp, objective), PLAIN, aim)
     found["simple-grad-t top-k"] = (fooling(simple, TopK()), PLAIN, 1.10)

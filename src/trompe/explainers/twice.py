@@ -291,7 +291,8 @@ def _pulled(node: Any, g: Tensor, w: Tensor) -> Tensor:
 
 def _rows(g: Tensor, w: Tensor) -> Tensor:
     """g w in one product, however g lies in memory."""
-    return (g.flatten(0, -2) @ w).unflatten(0, g.shape[:-1])
+    rows: Tensor = g.flatten(0, -2) @ w
+    return rows.view(*g.shape[:-1], w.shape[1])
 
 
 def _outer(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -159,7 +159,7 @@ def _layer_norm(operation: Operation, dtype: torch.dtype) -> list[Summation]:
         return centred if bias is None else centred + bias
 
     def pull(share: Tensor) -> Tensor:
-        scaled = share * scale
+        scaled: Tensor = share * scale
         return scaled - scaled.mean(dims, keepdim=True)
 
     assert operation.computed is not None
