@@ -7,6 +7,7 @@ from trompe.runs.directory import (
     STATUS,
     array,
     config_of,
+    contained,
     environment_of,
     finish,
     finished,
@@ -20,6 +21,7 @@ from trompe.runs.directory import (
     write_text,
     writing,
 )
+from trompe.runs.tables import read_csv, write_csv
 
 __all__ = [
     "CONFIG",
@@ -28,16 +30,19 @@ __all__ = [
     "STATUS",
     "array",
     "config_of",
+    "contained",
     "environment_of",
     "finish",
     "finished",
     "locked",
     "opened",
     "part",
+    "read_csv",
     "remove",
     "replacing",
     "require_space",
     "unfinished",
+    "write_csv",
     "write_text",
     "writing",
 ]
