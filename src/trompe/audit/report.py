@@ -119,7 +119,7 @@ class AuditReport:
         """
         try:
             told = json.loads((runs.contained(directory) / SUMMARY).read_text())
-            tables = {name: pd.read_parquet(directory / f"{name}.parquet") for name in TABLES}
+            tables = {name: runs.read_parquet(directory / f"{name}.parquet") for name in TABLES}
             exhibits, pairs = torch.load(directory / PICTURES, weights_only=True)
             return cls(
                 verdicts={section: Verdict(**of) for section, of in told["verdicts"].items()},
@@ -137,7 +137,7 @@ class AuditReport:
                 ],
                 **tables,
             )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
             raise TrompeError(
                 f"'{directory}' holds no finished audit ({type(error).__name__}: {error}); give "
                 "the directory 'evidence' of one, or audit again."

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from trompe import runs
 from trompe.base.identity import fingerprint
 from trompe.data.classes import as_numbers
 from trompe.data.dataset import Source
@@ -86,9 +87,7 @@ class Table(Source):
         cell = self._data[row][self._image]
         if cell is None:
             raise ValueError("the cell is empty")
-        return opened(
-            self._file(cell["path"]) if cell["bytes"] is None else BytesIO(cell["bytes"])
-        )
+        return opened(self._file(cell["path"]) if cell["bytes"] is None else BytesIO(cell["bytes"]))
 
     def content(self, row: int) -> Any:
         """Return the encoded picture of a row, or its file."""
@@ -107,7 +106,7 @@ class Table(Source):
             raise ValueError("the cell is empty")
         whole = Path(os.path.normpath(self._folders[-1] / path))
         if not any(whole.is_relative_to(folder) for folder in self._folders):
-            raise TrompeError(f"it names '{path}', a file elsewhere; put the pictures themselves in")
+            raise TrompeError(f"it names '{path}', a file elsewhere; put the picture itself in")
         return whole
 
     def _labelled(self, name: str, feature: Any) -> tuple[tuple[str, ...], Tensor]:
@@ -171,9 +170,12 @@ def read_parquet(files: Sequence[Path], labelled: bool = True) -> Table:
                 f"{file.name} has other classes in its column {label!r} than {first.name}; "
                 "load files of one dataset only."
             )
+    cache = _cache(heads)
     with _translated(f"{first.parent}"):
+        for file in () if Path(cache).exists() else heads:
+            runs.bounded(file, [image, *labels])
         data = datasets.Dataset.from_parquet(
-            [*map(str, heads)], columns=[image, *labels], cache_dir=_cache(heads)
+            [*map(str, heads)], columns=[image, *labels], cache_dir=cache
         )
     parts = [(file.name, head.metadata.num_rows) for file, head in heads.items()]
     return Table(data, parts, labelled, first.parent)

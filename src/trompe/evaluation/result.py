@@ -122,7 +122,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     TrompeError
         If it can't be read or lacks a column.
     """
-    reader = runs.read_csv if path.suffix == ".csv" else pd.read_parquet
+    reader = runs.read_csv if path.suffix == ".csv" else runs.read_parquet
     table = _read(path, reader) if path.is_file() else pd.DataFrame()
     if table.empty:
         return pd.DataFrame(columns=list(columns))
@@ -137,5 +137,5 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
         return reader(path)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError, MemoryError) as error:
         raise TrompeError(f"{path} can't be read ({error}); evaluate the run again.") from error

@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 import zipfile
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from trompe.errors import TrompeError
 SUFFIXES = (".safetensors", ".pth", ".pt")
 _NESTS = ("state_dict", "model_state_dict", "model")
 _EXTRA = "_extra_state"
+_MAPPINGS = 1000
 
 _log = logging.getLogger(__name__)
 
@@ -222,18 +223,22 @@ def _state_dict(content: Any, path: Path) -> dict[str, Any]:
 
 
 def _state_dicts(content: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All mappings of names to tensors in nested mappings, by their dotted names, each once."""
-    waiting, known = [("", content)], {id(content)}
-    while waiting:
-        name, one = waiting.pop(0)
+    """All mappings of names to tensors in nested mappings, by their dotted names.
+
+    Mappings may hold themselves or one another many times: only so many are looked at.
+    """
+    waiting = deque([("", content)])
+    for _ in range(_MAPPINGS):
+        if not waiting:
+            return
+        name, one = waiting.popleft()
         if any(isinstance(v, Tensor) for v in one.values()) and all(
             _is_weight(k, v) for k, v in one.items()
         ):
             yield name, one
             continue
         for key, inner in one.items():
-            if isinstance(key, str) and isinstance(inner, Mapping) and id(inner) not in known:
-                known.add(id(inner))
+            if isinstance(key, str) and isinstance(inner, Mapping):
                 waiting.append((f"{name}.{key}".removeprefix("."), inner))
 
 

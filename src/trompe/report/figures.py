@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from trompe import runs
 from trompe.base.messages import check_name
-from trompe.errors import TrompeError
+from trompe.errors import TrompeError, printable
 from trompe.evaluation import schema
 from trompe.evaluation.result import read_table
 from trompe.evaluation.schema import MANIPULATED, ORIGINAL

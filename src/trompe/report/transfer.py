@@ -27,9 +27,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     """
     names = ["network", "column", "line"]
     rows = rows.assign(**{key: rows[key].map(lambda name: printable(str(name))) for key in names})
-    networks, columns, lines = (
-        list(dict.fromkeys(rows[key])) for key in names
-    )
+    networks, columns, lines = (list(dict.fromkeys(rows[key])) for key in names)
     size = (
         NAMES + len(networks) * (WIDTH * len(columns) + 0.15),
         HEADS + HEIGHT * len(lines),

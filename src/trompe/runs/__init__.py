@@ -9,6 +9,7 @@ from trompe.runs.directory import (
     config_of,
     contained,
     environment_of,
+    file_name,
     finish,
     finished,
     locked,
@@ -21,7 +22,7 @@ from trompe.runs.directory import (
     write_text,
     writing,
 )
-from trompe.runs.tables import read_csv, write_csv
+from trompe.runs.tables import bounded, read_csv, read_parquet, write_csv
 
 __all__ = [
     "CONFIG",
@@ -29,15 +30,18 @@ __all__ = [
     "SCHEMA",
     "STATUS",
     "array",
+    "bounded",
     "config_of",
     "contained",
     "environment_of",
+    "file_name",
     "finish",
     "finished",
     "locked",
     "opened",
     "part",
     "read_csv",
+    "read_parquet",
     "remove",
     "replacing",
     "require_space",

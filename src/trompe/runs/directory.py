@@ -301,6 +301,19 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(new, path)
 
 
+def file_name(name: str) -> str:
+    """The name of something, which becomes that of a file or directory in a given one.
+
+    Raises
+    ------
+    TrompeError
+        If it would lie elsewhere.
+    """
+    if not name or set(name) & {"/", "\\", "\0"} or name in (".", ".."):
+        raise TrompeError(f"'{name}' becomes the name of a file; leave out / and \\.")
+    return name
+
+
 def unfinished(path: Path) -> Path:
     """Where `replacing` writes until it is done."""
     return path.with_name(f".{path.name}.new")
