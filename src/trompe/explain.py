@@ -158,7 +158,7 @@ def explain_files(
             tensors["classes"] = torch.tensor(first["explained"].tolist())
         save_file(tensors, new, {"files": json.dumps(first["name"].tolist())})
     with runs.replacing(out / TABLE) as new:
-        table.to_csv(new, index=False)
+        runs.write_csv(table, new)
     return table
 
 

@@ -77,7 +77,7 @@ class RepairResult:
         told = {"chosen": self.chosen, "labelled": self.labelled}
         runs.write_text(directory / SUMMARY, json.dumps(told))
         with runs.replacing(directory / "stages.csv") as new:
-            self.stages.to_csv(new, index=False)
+            runs.write_csv(self.stages, new)
         if not self.failed:
             save_weights(self.model, directory / WEIGHTS)
 
@@ -91,8 +91,8 @@ class RepairResult:
             If the directory holds no finished repair of such a model.
         """
         try:
-            told = json.loads((directory / SUMMARY).read_text())
-            stages = pd.read_csv(directory / "stages.csv", float_precision="round_trip")
+            told = json.loads((runs.contained(directory) / SUMMARY).read_text())
+            stages = runs.read_csv(directory / "stages.csv", float_precision="round_trip")
         except (OSError, ValueError) as error:
             raise TrompeError(f"'{directory}' holds no finished repair ({error}).") from error
         found = cls(copied(suspect), stages, told["chosen"], told["labelled"])

@@ -94,10 +94,10 @@ class AuditReport:
                 table: pd.DataFrame = getattr(self, name)
                 table.to_parquet(new / f"{name}.parquet", index=False)
                 if name != "marks":
-                    table.to_csv(new / f"{name}.csv", index=False)
+                    runs.write_csv(table, new / f"{name}.csv")
             verdicts = {section: asdict(verdict) for section, verdict in self.verdicts.items()}
             table = pd.DataFrame([{"section": section} | of for section, of in verdicts.items()])
-            table.drop(columns="shares").to_csv(new / "verdict.csv", index=False)
+            runs.write_csv(table.drop(columns="shares"), new / "verdict.csv")
             summary = {
                 "verdicts": verdicts,
                 "agreement": self.agreement,
@@ -118,8 +118,8 @@ class AuditReport:
             If the directory holds no audit, or not a whole one.
         """
         try:
-            told = json.loads((directory / SUMMARY).read_text())
-            tables = {name: pd.read_parquet(directory / f"{name}.parquet") for name in TABLES}
+            told = json.loads((runs.contained(directory) / SUMMARY).read_text())
+            tables = {name: runs.read_parquet(directory / f"{name}.parquet") for name in TABLES}
             exhibits, pairs = torch.load(directory / PICTURES, weights_only=True)
             return cls(
                 verdicts={section: Verdict(**of) for section, of in told["verdicts"].items()},
@@ -137,7 +137,7 @@ class AuditReport:
                 ],
                 **tables,
             )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
             raise TrompeError(
                 f"'{directory}' holds no finished audit ({type(error).__name__}: {error}); give "
                 "the directory 'evidence' of one, or audit again."

@@ -58,7 +58,9 @@ class Registry(Mapping[str, Callable[..., T]]):
     def __getitem__(self, name: str) -> Callable[..., T]:
         entry = self._entries.get(name)
         if entry is None:
-            installed: Callable[..., T] = self._installed[name].load()
+            point = self._installed[name]
+            code.refuse_found(name, f"which would run {point.value} of another package")
+            installed: Callable[..., T] = point.load()
             return specs.spelled(installed, name)
         if isinstance(entry, str):
             imported: Callable[..., T] = _imported(entry)

@@ -47,6 +47,7 @@ def _suspect_and_reference(
     name, classes = config.model, config.num_classes
     source: AbstractContextManager[None] = nullcontext()
     if given.is_dir():
+        runs.contained(given)
         recorded = _recorded(given)
         if name is None:
             name, source = recorded.model, written_by_others(f"'{given / runs.CONFIG}'")
@@ -148,7 +149,9 @@ def _images(config: SuspectJob, preprocessing: Preprocessing) -> ImageDataset:
 
 def weights_in(path: str | None, name: str) -> str | None:
     """The file ``name`` if ``path`` is a run directory, else ``path``."""
-    return str(Path(path) / name) if path is not None and Path(path).is_dir() else path
+    if path is None or not Path(path).is_dir():
+        return path
+    return str(runs.contained(Path(path)) / name)
 
 
 def device_for(device: str | None) -> Any:

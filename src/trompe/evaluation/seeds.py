@@ -44,7 +44,7 @@ class OverSeeds(NamedTuple):
         """Write both tables as CSV."""
         for name, table in ((RATES, self.explanations), (ACCURACY, self.accuracy)):
             with runs.replacing(directory / name) as new:
-                table.to_csv(new, index=False)
+                runs.write_csv(table, new)
 
 
 def over_seeds(evaluations: Sequence[Evaluation]) -> OverSeeds:

@@ -42,6 +42,7 @@ def build(
         raise unknown_weights(name, pretrained, ["pretrained"])
     with _explained(known), _fewer_words():
         config = AutoConfig.from_pretrained(known, trust_remote_code=False)
+        config._attn_implementation = None  # a config may name a kernel, whose code would be run
         is_new = num_classes not in (None, config.num_labels)
         if is_new:
             config.num_labels = num_classes
