@@ -33,6 +33,7 @@ COMMANDS = {
     "reproduce": "reproduce",
     "calibrate": "calibrate",
     "figure": "figure",
+    "card": "card",
     "list": "catalogue",
     "doctor": "doctor",
 }
