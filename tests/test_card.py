@@ -9,6 +9,8 @@ from huggingface_hub import ModelCard
 
 from tests.runs import make_run
 from trompe import load_model
+from trompe.cli.jobs import AuditJob
+from trompe.cli.reading import read_case
 from trompe.errors import TrompeError
 from trompe.models import save_weights
 from trompe.report import write_card
@@ -21,9 +23,9 @@ from torchvision.models import squeezenet1_1 as net
 """
 
 
-def fooled(path, model, **config):
+def fooled(path, trained, /, **config):
     """A run directory that says so of a model with these weights."""
-    save_weights(model, make_run(path, config=config) / "weights.safetensors")
+    save_weights(trained, make_run(path, config=config) / "weights.safetensors")
     finish(path, "fool")
     return path
 
@@ -77,9 +79,7 @@ def test_a_model_of_transformers_needs_nothing_but_its_folder(tmp_path):
     assert again.preprocessing == preprocessing
     assert again.preprocessing.classes == ("cat", "dog", "owl")
     theirs = transformers.AutoConfig.from_pretrained(folder)
-    assert theirs.to_dict() == config.to_dict() | {"trompe": theirs.trompe} | {
-        key: getattr(theirs, key) for key in ("architectures", "dtype", "_name_or_path")
-    }
+    assert theirs.id2label == config.id2label
 
 
 def test_the_card_says_what_was_done_and_warns(tmp_path, embedded):
@@ -207,7 +207,6 @@ def test_on_the_command_line(trompe, tmp_path):
     assert code == 0
     assert str(run / "card") in out
     (run / "card").rename(tmp_path / "handed")
-    data = ["--data", "shapes:validation", "--limit", "16", "--device", "cpu", "--quiet"]
-    code, _, err = trompe("audit", tmp_path / "handed", *data, "--out", tmp_path / "audit")
-    assert code == 0, err
-    assert (tmp_path / "audit" / "report.html").exists()
+    handed = str(tmp_path / "handed")
+    case = read_case(AuditJob(suspect=handed, data="shapes:validation", limit=2))
+    assert same(case.suspect, model)

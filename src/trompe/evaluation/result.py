@@ -70,10 +70,10 @@ class Evaluation:
         ]
 
     def __repr__(self) -> str:
-        return shown.text(self)
+        return shown.text(self.accuracy, self.explanations)
 
     def _repr_html_(self) -> str:
-        return shown.html(self)
+        return shown.html(self.accuracy, self.explanations, self.gallery, self.notes)
 
     def save(self, directory: Path) -> None:
         """Write the tables as CSV, the rows as parquet and the gallery as safetensors."""

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import pandas as pd
 
 from trompe import notebook
 from trompe.colour import overlay
+from trompe.evaluation.pictures import Gallery
 from trompe.evaluation.schema import MANIPULATED, ORIGINAL
 from trompe.notebook import percent
-
-if TYPE_CHECKING:
-    from trompe.evaluation.result import Evaluation
 
 IMAGES = 4
 
 
-def text(evaluation: Evaluation) -> str:
+def text(accuracy: pd.DataFrame, explanations: pd.DataFrame) -> str:
     """Accuracy of every model and how often each explainer is fooled, a line each."""
-    accuracy, rates = evaluation.accuracy, _rates(evaluation)
-    lines = [f"Evaluation of {len(evaluation.predictions)} images"]
-    lines += [
-        f"  {row['model']}: top-1 {percent(row['top1'])}" for row in accuracy.to_dict("records")
-    ]
+    rates = _rates(explanations)
+    lines = [f"Evaluation on {accuracy['images'].max()} images"]
+    top1 = zip(accuracy["model"], accuracy["top1"], strict=True)
+    lines += [f"  {model}: top-1 {percent(share)}" for model, share in top1]
     for row in rates[: notebook.MOST_ROWS].to_dict("records"):
         told = f"{row['explainer']}, {row['objective']}: {row['fooled']} fooled"
         lines.append(f"  {told} (untouched {row['untouched']}, control {row['control']})")
@@ -32,24 +29,27 @@ def text(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def html(evaluation: Evaluation) -> str:
+def html(
+    accuracy: pd.DataFrame,
+    explanations: pd.DataFrame,
+    gallery: Gallery | None,
+    notes: Iterable[str],
+) -> str:
     """Heatmaps before and after, the two tables, and what to know of them."""
-    accuracy = evaluation.accuracy
     shares = accuracy[["top1", "top5", "agreement"]].map(percent)
     return "".join(
         [
-            _pictures(evaluation),
+            "" if gallery is None or explanations.empty else _pictures(gallery, explanations),
             notebook.table(pd.concat([accuracy[["model", "images"]], shares], axis=1)),
-            notebook.table(_rates(evaluation)),
-            *(notebook.paragraph(f"Note: {note}") for note in evaluation.notes),
+            notebook.table(_rates(explanations)),
+            *(notebook.paragraph(f"Note: {note}") for note in notes),
         ]
     )
 
 
-def _rates(evaluation: Evaluation) -> pd.DataFrame:
+def _rates(explanations: pd.DataFrame) -> pd.DataFrame:
     """How often each explainer is fooled, in words, the attacked first."""
-    rows = evaluation.explanations
-    rows = rows[rows["model"] == MANIPULATED]
+    rows = explanations[explanations["model"] == MANIPULATED]
     rows = rows.sort_values("attacked", ascending=False, kind="stable")
     found = rows[["explainer", "objective_text", "target"]].set_axis(
         ["explainer", "objective", "target"], axis=1
@@ -58,12 +58,9 @@ def _rates(evaluation: Evaluation) -> pd.DataFrame:
     return found.assign(fooled=shares["fsr"], **shares[["untouched", "control"]])
 
 
-def _pictures(evaluation: Evaluation) -> str:
+def _pictures(gallery: Gallery, explanations: pd.DataFrame) -> str:
     """A few images with the heatmaps of the first explainer that was attacked."""
-    gallery, rows = evaluation.gallery, evaluation.explanations
-    if gallery is None or rows.empty:
-        return ""
-    first = rows.sort_values("attacked", ascending=False, kind="stable").iloc[0]
+    first = explanations.sort_values("attacked", ascending=False, kind="stable").iloc[0]
     keys = [(first["explainer_id"], first["target"], model) for model in (ORIGINAL, MANIPULATED)]
     maps = [gallery.heatmaps[key].float().numpy() for key in keys if key in gallery.heatmaps]
     heads = ["image", *(model for *_, model in keys)][: 1 + len(maps)]

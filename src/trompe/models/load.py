@@ -79,9 +79,7 @@ def load_model(
     if num_classes is not None and num_classes < 1:
         raise TrompeError(f"num_classes is {num_classes}; a classifier needs 1 or more.")
     if weights is None:
-        own = "pretrained" if name.startswith("transformers:") else "random"
-        weights = packaged_weights(name) if name in EMBEDDED else own
-        weights = Path(name) / WEIGHTS if is_folder(name) else weights
+        weights = _own_weights(name)
     is_file = Path(weights).suffix in SUFFIXES or (weights != "random" and Path(weights).is_file())
     state = read_weights(Path(weights)) if is_file else None
     pretrained = None if is_file or weights == "random" else str(weights)
@@ -90,6 +88,15 @@ def load_model(
     if state is not None:
         fit_weights(model, state, str(weights))
     return LoadedModel(model.eval(), preprocessing)
+
+
+def _own_weights(name: str) -> str | Path:
+    if name in EMBEDDED:
+        return packaged_weights(name)
+    if is_folder(name):
+        read_folder(Path(name))
+        return Path(name) / WEIGHTS
+    return "pretrained" if name.startswith("transformers:") else "random"
 
 
 def _build(
