@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from trompe import runs
+from trompe import notebook, runs
 from trompe.audit import EXPLAINERS, AuditReport, audit, load_calibration
 from trompe.audit.verdict import Calibration
 from trompe.data.files import UNLABELLED
@@ -68,6 +68,13 @@ class RepairResult:
     def failed(self) -> bool:
         """Whether the suspect raises the alarm and no attempt was better."""
         return self.chosen == SUSPECT and self.alarm
+
+    def __repr__(self) -> str:
+        said = "raises the alarm" if self.alarm else "raises no alarm"
+        return f"{type(self.model).__name__} repaired by: {self.chosen}. It {said}."
+
+    def _repr_html_(self) -> str:
+        return notebook.paragraph(repr(self)) + notebook.table(self.stages)
 
     def save(self, directory: Path) -> None:
         """Write the stages and, unless the repair failed, the weights.

@@ -11,14 +11,17 @@ from typing import Any
 import pandas as pd
 import torch
 
-from trompe import runs
+from trompe import notebook, runs
 from trompe.audit.evidence import Picture
 from trompe.audit.exhibits import Exhibit, PairExhibit, Tile
 from trompe.audit.verdict import Verdict
+from trompe.colour import overlay
 from trompe.errors import TrompeError
+from trompe.evaluation.pictures import pixels
 
 SUMMARY, PICTURES = "audit.json", "pictures.pt"
 TABLES = ("evidence", "marks", "weights")
+SHOWN, NORMAL = 4, ["normal_low", "normal_high"]  # images and columns, in a notebook
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,24 @@ class AuditReport:
             "No alarm: the explanations look like those of honest models, of which up to "
             f"{rate} look as suspicious. {100 * (1 - self.verdict.found):.0f} % of known "
             "manipulations raise no alarm either."
+        )
+
+    def __repr__(self) -> str:
+        return f"Audit on {self.images} images. {self.sentence}"
+
+    def _repr_html_(self) -> str:
+        families = list(dict.fromkeys(self.evidence["family"]))
+        rows = []
+        for exhibit in self.exhibits[:SHOWN]:
+            image = pixels(None, exhibit.image).numpy()
+            maps = {tile.family: tile.heatmap.float().numpy() for tile in exhibit.suspect}
+            rows.append([image, *(overlay(image, maps[f]) for f in families if f in maps)])
+        evidence = self.evidence[self.evidence["section"] == self.section]
+        evidence = evidence.sort_values("weighed", ascending=False, kind="stable")
+        return (
+            notebook.paragraph(repr(self))
+            + notebook.pictures(["image", *families], rows)
+            + notebook.table(evidence[["question", "family", "score", *NORMAL, "weighed"]])
         )
 
     def save(self, directory: Path) -> None:

@@ -32,9 +32,9 @@ class Registry(Mapping[str, Callable[..., T]]):
 
     Examples
     --------
-    >>> numbers = Registry("number", int, {"zero": int, "parsed": "builtins:int"})
-    >>> numbers.build("zero")
-    0
+    >>> numbers = Registry("number", int, {"double": lambda of=1: 2 * of})
+    >>> numbers.build("double:of=3")
+    6
     """
 
     def __init__(

@@ -34,6 +34,7 @@ COMMANDS = {
     "reproduce": "reproduce",
     "calibrate": "calibrate",
     "figure": "figure",
+    "card": "card",
     "list": "catalogue",
     "doctor": "doctor",
 }

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from trompe import runs
 from trompe.errors import TrompeError
-from trompe.evaluation import notes, schema
+from trompe.evaluation import notes, schema, shown
 from trompe.evaluation.pictures import Gallery
 
 LEGEND = "legend.json"
@@ -68,6 +68,12 @@ class Evaluation:
             *notes.at_chance(self.accuracy, self.predictions),
             *notes.the_same(self.accuracy, self.explanations),
         ]
+
+    def __repr__(self) -> str:
+        return shown.text(self.accuracy, self.explanations)
+
+    def _repr_html_(self) -> str:
+        return shown.html(self.accuracy, self.explanations, self.gallery, self.notes)
 
     def save(self, directory: Path) -> None:
         """Write the tables as CSV, the rows as parquet and the gallery as safetensors."""

@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 
 from trompe import runs
 from trompe.base.messages import check_name
+from trompe.colour import Pixels, overlay
 from trompe.errors import TrompeError, printable
 from trompe.evaluation import schema
 from trompe.evaluation.result import read_table
 from trompe.evaluation.schema import MANIPULATED, ORIGINAL
 from trompe.objectives import Active
 from trompe.report import transfer
-from trompe.report.colour import Pixels, overlay
 from trompe.report.run import Run, View, read_run
 from trompe.report.words import joined, view_title
 

@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from trompe.colour import INK_TURNS, RATE
 from trompe.errors import printable
 from trompe.evaluation.schema import CONTROL, ORIGINAL
-from trompe.report.colour import INK_TURNS, RATE
 from trompe.report.words import family_name, objective_title
 
 WIDTH, HEIGHT, NAMES, HEADS = 0.37, 0.3, 1.5, 0.75  # of a cell and of its labels, in inches
