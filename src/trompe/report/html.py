@@ -57,6 +57,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
         "percent": words.percent,
         "number": words.number,
         "bound": words.bound,
+        "unbroken": words.unbroken,
     }
     environment.globals |= {"span": words.span, "points": words.points}
     script = Markup("\n" + environment.get_template("report.js").render())
@@ -78,6 +79,7 @@ def _page(run: Run) -> dict[str, Any]:
         "title": run.path.resolve().name,
         "headline": words.headline(run),
         "summary": words.summary(run),
+        "about": words.about(run),
         "shown": gallery.exhibition(run),
         "first": FIRST,
         "notes": run.evaluation.notes if run.evaluation else [],
