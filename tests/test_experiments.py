@@ -16,7 +16,7 @@ from torchvision.models import DenseNet121_Weights, densenet121
 
 from tests.runs import IMAGE
 from trompe import TrompeError
-from trompe.cli.reproduce import carried_out
+from trompe.cli.cells import carried_out
 from trompe.experiments import load_grid, run_cells
 from trompe.metrics import rate, sign_flip
 

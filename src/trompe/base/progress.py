@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from trompe.base import processes
+from trompe.base.terminal import Terminal
+from trompe.errors import printable
 
 Report = Callable[[int, Mapping[str, float]], None]
 Work = Callable[[int], float]
@@ -83,12 +84,12 @@ def shown(
         yield lambda done, figures: None
     elif sys.stderr.isatty():
         with Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"),
-            TextColumn("{task.fields[figures]}"),
-            console=Console(stderr=True),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=Terminal(stderr=True),
         ) as bar:
             task = bar.add_task(title, total=total, completed=start, left="", figures="")
             left = _left(total, start, work)
@@ -127,7 +128,7 @@ def _plain(title: str, total: int | None, left: Callable[[int], str]) -> Report:
         last = now
         place = f"step {done}" if total is None else f"{done}/{total}"
         place += f", {told}" if told else ""
-        print(f"{title}: {place}  {_text(figures)}", file=sys.stderr)
+        print(printable(f"{title}: {place}  {_text(figures)}"), file=sys.stderr)
 
     return report
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from trompe.base import yaml_text
 from trompe.errors import TrompeError
 
 M = TypeVar("M", bound=BaseModel)
@@ -126,14 +127,13 @@ def parsed(file: Traversable, what: str) -> Any:
         If it can't be read.
     """
     try:
-        return yaml.safe_load(file.read_text())
+        return yaml_text.loaded(file.read_text())
     except FileNotFoundError as error:
         raise TrompeError(f"There is no {what} '{file}'; check the path.") from error
     except IsADirectoryError as error:
         raise TrompeError(f"The {what} '{file}' is a folder; give a YAML file.") from error
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        said = " ".join(str(error).split())
-        raise TrompeError(f"The {what} '{file}' can't be read as YAML: {said}.") from error
+        raise TrompeError(f"The {what} '{file}' can't be read as YAML: {error}.") from error
 
 
 def read_layout(kind: type[M], file: Traversable, what: str) -> M:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from trompe.base.messages import check_name
 from trompe.catalogue import KINDS, entries
@@ -44,12 +44,12 @@ def list_(
     shown = Table(Column("name", no_wrap=True), "", box=None, show_header=False, pad_edge=False)
     in_full = len(found) <= EXPLAINED
     for entry in found:
-        lines = [escape(entry.about)]
+        lines = [Text(entry.about)]
         if entry.options:
-            lines.append(f"[dim]{escape(', '.join(entry.options))}[/]")
+            lines.append(Text(", ".join(entry.options), "dim"))
         if in_full:
-            lines += [f"[dim]  {name}: {escape(text)}[/]" for name, text in entry.meanings]
-        shown.add_row(f"[bold]{escape(entry.name)}[/]", "\n".join(lines))
+            lines += [Text(f"  {name}: {text}", "dim") for name, text in entry.meanings]
+        shown.add_row(Text(entry.name, "bold"), Text("\n").join(lines))
     console.print(shown)
     if not in_full and any(entry.meanings for entry in found):
         console.print(f"trompe list {what} NAME says what the options of one are.")

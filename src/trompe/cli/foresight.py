@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.markup import escape
 
 from trompe.audit import estimate as of_audit
 from trompe.audit.evidence import Evidence
 from trompe.base.progress import spoken
-from trompe.cli.app import errors
+from trompe.cli.app import complain, errors
 from trompe.cli.jobs import AuditJob
 from trompe.cli.reading import Case
-from trompe.errors import TrompeError
+from trompe.errors import TrompeError, printable
 from trompe.experiments import Cell, is_finished, texts
 from trompe.experiments.runner import at_a_time
 from trompe.experiments.sweep import axes, points
@@ -58,7 +57,7 @@ def foresee_audit(config: AuditJob, case: Case, kinds: Sequence[Evidence]) -> No
 def foresee_grid(cells: Sequence[Cell], root: Path, jobs: int | None) -> None:
     """Print the settings of the cells of a grid, and the time of those that are not finished."""
     for name, settings in texts(cells, root):
-        print(f"# {name}\n{settings}---")
+        print(printable(f"# {name}\n{settings}---"))
     waiting = [cell for cell in cells if not is_finished(cell, root)]
     known: dict[tuple[str, str], Estimate] = {}
     seconds = 0.0
@@ -68,7 +67,7 @@ def foresee_grid(cells: Sequence[Cell], root: Path, jobs: int | None) -> None:
         try:
             found = known.get(place) or estimate(job)
         except TrompeError as error:
-            errors.print(f"No estimate of the time: {escape(str(error))}", soft_wrap=True)
+            complain("No estimate of the time", error, "yellow")
             return
         known[place] = found.of(job) if isinstance(job, FoolJob) else found
         seconds += known[place].seconds
@@ -78,4 +77,4 @@ def foresee_grid(cells: Sequence[Cell], root: Path, jobs: int | None) -> None:
 
 
 def _print(settings: Mapping[str, Any]) -> None:
-    print(yaml.safe_dump(dict(settings), sort_keys=False), end="")
+    print(printable(yaml.safe_dump(dict(settings), sort_keys=False)), end="")

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 from torch import nn
-from torchvision import models
 
 from trompe import runs
 from trompe.audit import EXPLAINERS, Calibration, load_calibration
@@ -26,11 +25,13 @@ from trompe.errors import TrompeError
 from trompe.explainers import Explainer, parse_explainer
 from trompe.models import load_model
 from trompe.models.embedded import EMBEDDED
+from trompe.models.folder import CONFIG
+from trompe.models.from_torchvision import CLASSIFIERS
 from trompe.models.weights import SUFFIXES
 from trompe.tuning.accelerator import accelerating
 from trompe.tuning.job import MODEL
 
-MODELS = (*EMBEDDED, *models.list_models(module=models))
+MODELS = (*EMBEDDED, *CLASSIFIERS)
 
 
 def _suspect_and_reference(
@@ -46,13 +47,18 @@ def _suspect_and_reference(
     given = Path(config.suspect)
     name, classes = config.model, config.num_classes
     source: AbstractContextManager[None] = nullcontext()
+    weights: str | None
     if given.is_dir():
+        runs.contained(given)
+    if name is None and (given / CONFIG).is_file():
+        name, weights = config.suspect, config.weights
+    elif given.is_dir():
         recorded = _recorded(given)
         if name is None:
             name, source = recorded.model, written_by_others(f"'{given / runs.CONFIG}'")
         classes = classes or recorded.num_classes
-        weights: str | None = str(given / "weights.safetensors")
-        if not Path(str(weights)).is_file():
+        weights = str(given / "weights.safetensors")
+        if not Path(weights).is_file():
             raise TrompeError(
                 f"'{given}' is a folder but no finished run: it has no weights.safetensors."
             )
@@ -156,7 +162,9 @@ def weights_in(path: str | None, name: str) -> str | None:
     """The file ``name`` if ``path`` is a run directory, else ``path``."""
     if path is not None and "/" in path and not Path(path).exists():
         raise TrompeError(f"There is no weights file or run directory '{path}'; check the path.")
-    return str(Path(path) / name) if path is not None and Path(path).is_dir() else path
+    if path is None or not Path(path).is_dir():
+        return path
+    return str(runs.contained(Path(path)) / name)
 
 
 def device_for(device: str | None) -> Any:

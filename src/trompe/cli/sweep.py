@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import typer
-from rich.markup import escape
 
 from trompe.base.progress import shown
-from trompe.cli.app import errors
+from trompe.cli.app import complain
 from trompe.cli.cells import carried_out
 from trompe.cli.next_steps import after_sweep, show_next
 from trompe.cli.tables import show_comparison
@@ -32,7 +31,7 @@ def sweep(config: FoolJob, out: Path, given: Sequence[str], jobs: int | None) ->
 
         def ended(cell: Planned, failure: str | None) -> None:
             if failure:
-                errors.print(f"[bold red]{cell.name}:[/] {escape(failure)}", soft_wrap=True)
+                complain(cell.name, failure)
             progress(sum(is_finished(one, out) for one in cells), {})
 
         failures = run_cells(cells, out, carried_out, jobs=jobs, report=ended)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from trompe.cli.app import console
 from trompe.evaluation import MANIPULATED, Evaluation, OverSeeds
@@ -51,7 +51,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
     if len(shown) < len(manipulated):
         console.print(f"The report shows {len(manipulated) - len(shown)} rows more.")
     for note in evaluation.notes:
-        console.print(f"Note: {note}", soft_wrap=True, markup=False)
+        console.print(f"Note: {note}", soft_wrap=True)
 
 
 def show_seeds(found: OverSeeds) -> None:
@@ -71,10 +71,10 @@ def _fooled(rates: pd.DataFrame, names: Sequence[str]) -> Table:
     explainer = Column("explainer", overflow="fold")
     table = Table(explainer, *names, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for (_, target), rows in rates.groupby(["objective_id", "target"], sort=False):
-        where = "" if target == "label" else escape(f", {target}")
-        table.add_row(f"[bold]{escape(rows['objective_text'].iloc[0])}{where}[/]")
+        where = "" if target == "label" else f", {target}"
+        table.add_row(Text(f"{rows['objective_text'].iloc[0]}{where}", "bold"))
         for row in rows.to_dict("records"):
-            name = escape(row["explainer"]) + (" *" if row["attacked"] else "")
+            name = str(row["explainer"]) + (" *" if row["attacked"] else "")
             table.add_row(name, *(FIGURES[figure](row) for figure in names))
     return table
 
@@ -103,7 +103,7 @@ def show_conservation(name: str, table: Any) -> None:
         layer = f"{row.layer or 'model'} {row.operation}"
         rule = row.rule.replace(":", ": ").replace(",", ", ")
         shares = (row.received, row.bias, row.stabiliser, row.other)
-        shown.add_row(escape(layer), escape(rule), *map(percent, shares))
+        shown.add_row(layer, rule, *map(percent, shares))
     console.print(shown)
     console.print(
         f"In % of what is explained: {percent(arrived.received)} % of the logit arrives at "
@@ -144,7 +144,7 @@ def show_comparison(found: Comparison) -> None:
     if len(settings.columns):
         shown = Table("run", *map(str, settings), box=SIMPLE_HEAD, pad_edge=False)
         for name, *values in settings.itertuples():
-            shown.add_row(escape(name), *(escape(value) or "–" for value in values))
+            shown.add_row(name, *(value or "–" for value in values))
         console.print(shown)
     names = ["fooled", "95 %", "untouched", "control", "empty", "rank"]
     rates = found.rates[found.rates["attacked"]] if found.rates["attacked"].any() else found.rates
@@ -152,9 +152,9 @@ def show_comparison(found: Comparison) -> None:
     places = ["explainer", "objective_text", "target"]
     for (explainer, objective, target), rows in rates.groupby(places, sort=False):
         where = "" if target == "label" else f", {target}"
-        fooled.add_row(f"[bold]{escape(f'{explainer}: {objective}{where}')}[/]")
+        fooled.add_row(Text(f"{explainer}: {objective}{where}", "bold"))
         for row in rows.to_dict("records"):
-            fooled.add_row(escape(row["run"]), *(FIGURES[figure](row) for figure in names))
+            fooled.add_row(row["run"], *(FIGURES[figure](row) for figure in names))
     console.print(fooled)
     lost = Table("run", "top-1 %", "95 %", "original", "control", "change", "front")
     lost.box, lost.pad_edge = SIMPLE_HEAD, False
@@ -162,11 +162,11 @@ def show_comparison(found: Comparison) -> None:
         figures = percent(row["original_top1"]), percent(row["control_top1"]), points(-row["drop"])
         span_ = span(row["top1_low"], row["top1_high"])
         front = "yes" if row["front"] else ""
-        lost.add_row(escape(row["run"]), percent(row["top1"]), span_, *figures, front)
+        lost.add_row(row["run"], percent(row["top1"]), span_, *figures, front)
     console.print(lost)
     console.print("front: no other run fools more without losing more accuracy")
     for note in found.notes:
-        console.print(f"Note: {note}", soft_wrap=True, markup=False)
+        console.print(f"Note: {note}", soft_wrap=True)
 
 
 def percent(share: float) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperCommand
 
 from trompe.base.messages import did_you_mean
+from trompe.base.terminal import Terminal
 
 if TYPE_CHECKING:
     from trompe.tuning.job import Job
@@ -66,7 +66,7 @@ class Command(TyperCommand):
 
 def show_help(command: Any, ctx: Any, listed: Mapping[str, str] | None = None) -> None:
     """Print the help of a command, or of several that are ``listed`` with what they do."""
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     width = min(console.width, WIDEST)
     options = [p for p in command.params if not getattr(p, "hidden", False)]
     words = [ctx.command_path, *(_needed(p) for p in options), "COMMAND" if listed else "[OPTIONS]"]

@@ -8,7 +8,9 @@ from trompe.runs.directory import (
     array,
     check_place,
     config_of,
+    contained,
     environment_of,
+    file_name,
     finish,
     finished,
     locked,
@@ -21,6 +23,7 @@ from trompe.runs.directory import (
     write_text,
     writing,
 )
+from trompe.runs.tables import bounded, read_csv, read_parquet, write_csv
 
 __all__ = [
     "CONFIG",
@@ -28,18 +31,24 @@ __all__ = [
     "SCHEMA",
     "STATUS",
     "array",
+    "bounded",
     "check_place",
     "config_of",
+    "contained",
     "environment_of",
+    "file_name",
     "finish",
     "finished",
     "locked",
     "opened",
     "part",
+    "read_csv",
+    "read_parquet",
     "remove",
     "replacing",
     "require_space",
     "unfinished",
+    "write_csv",
     "write_text",
     "writing",
 ]
