@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint docs bench pictures
+.PHONY: setup demo test lint docs bench pictures results
 
 setup: $(VENV)/.ready
 
@@ -34,3 +34,7 @@ bench: setup
 
 pictures: setup
 	$(BIN)/python docs/pictures.py
+
+# The tables of docs/results from the rows beside them; nothing is run again.
+results: setup
+	$(BIN)/python docs/results/tables.py

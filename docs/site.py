@@ -68,7 +68,8 @@ def _notebook(notebook: dict[str, Any]) -> Iterator[str]:
             elif "text/html" in shown:
                 yield re.sub(r"<style.*?</style>|\n\s*", "", shown["text/html"], flags=re.DOTALL)
             elif output.get("name") != "stderr":
-                yield f"```text\n{shown.get('text/plain', ''.join(output.get('text', ''))).rstrip()}\n```"
+                text = shown.get("text/plain") or "".join(output.get("text", ""))
+                yield f"```text\n{text.rstrip()}\n```"
 
 
 def _settings(recipe: type[Settings]) -> Iterator[str]:
