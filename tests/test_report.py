@@ -23,12 +23,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tests.runs import IMAGE, QUOTES, SCRIPT, make_run, photographs, rewrite_gallery
+from trompe.colour import visible
 from trompe.errors import TrompeError
 from trompe.explainers import LRP, GradCAM
 from trompe.objectives import Location, TopK
 from trompe.report import colour_signed, figure, overlay, signed_overlay, write_report
 from trompe.report.charts import distributions, training_charts
-from trompe.report.colour import visible
 from trompe.report.run import read_run
 from trompe.tuning.fool import fool
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from torch import Tensor
 
+from trompe.base import yaml_text
 from trompe.base.identity import fingerprint
 from trompe.errors import TrompeError
 
@@ -43,7 +44,7 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
                 f"In {kind} '{name}:{rest}', '{item}' is not an option; write {name}:option=value."
             )
         try:
-            options[key.strip()] = yaml.safe_load(value)
+            options[key.strip()] = yaml_text.loaded(value)
         except yaml.YAMLError as error:
             raise TrompeError(
                 f"In {kind} '{name}:{rest}', the value of '{key}' can't be read: '{value}'."

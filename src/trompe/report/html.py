@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from trompe import runs
+from trompe.errors import printable
 from trompe.evaluation.schema import CONTROL
 from trompe.report import charts, gallery, tables, words
 from trompe.report.run import Run, read_run
@@ -47,6 +48,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     environment = Environment(
         loader=PackageLoader("trompe.report"),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

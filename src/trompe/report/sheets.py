@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from trompe.report.colour import HEAT, OPACITY, SIGNED, Floats, Pixels, visible
+from trompe.colour import HEAT, OPACITY, SIGNED, Floats, Pixels, visible
 from trompe.report.run import Gallery, View
 
 PHOTOGRAPHS, HEATMAPS = 2_000_000, 800_000  # bytes of all of them; a third more as base64
