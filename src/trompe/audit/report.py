@@ -16,6 +16,7 @@ from trompe.audit.evidence import Picture
 from trompe.audit.exhibits import Exhibit, PairExhibit, Tile
 from trompe.audit.verdict import Verdict
 from trompe.errors import TrompeError
+from trompe.models.weights import plain_content
 
 SUMMARY, PICTURES = "audit.json", "pictures.pt"
 TABLES = ("evidence", "marks", "weights")
@@ -120,7 +121,7 @@ class AuditReport:
         try:
             told = json.loads((runs.contained(directory) / SUMMARY).read_text())
             tables = {name: runs.read_parquet(directory / f"{name}.parquet") for name in TABLES}
-            exhibits, pairs = torch.load(directory / PICTURES, weights_only=True)
+            exhibits, pairs = plain_content(directory / PICTURES)
             return cls(
                 verdicts={section: Verdict(**of) for section, of in told["verdicts"].items()},
                 agreement=told["agreement"],
