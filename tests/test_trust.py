@@ -49,6 +49,7 @@ from trompe.base.terminal import Terminal
 from trompe.data.preprocessing import Preprocessing
 from trompe.data.reader import opened
 from trompe.errors import printable
+from trompe.evaluation.schema import GRID_STATE
 from trompe.evaluation.seeds import over_seeds
 from trompe.experiments import load_grid
 from trompe.explainers.relevance.composites import find_composite
@@ -643,6 +644,17 @@ class TestShown:
             assert status == 0, err
             assert _steers(out.read_text()) == []
             ElementTree.parse(out)
+
+    def test_the_state_of_a_grid(self, trompe, tmp_path):
+        """What another process says of cells: why they failed."""
+        grid = load_grid("embedded")
+        why = f"{STEERING}{MARKUP}</td><script>alert(1)</script>"
+        rows = [{"cell": cell.name, "state": "failed", "why": why} for cell in grid.cells]
+        write_csv(pd.DataFrame(rows, columns=GRID_STATE), tmp_path / "state.csv")
+        status, out, err = trompe("reproduce", "figures", "--out", tmp_path)
+        assert (status, _steers(out + err)) == (0, []), err
+        page = (tmp_path / "report.html").read_text()
+        assert (page.count("<script"), _steers(page), MARKUP in page) == (1, [], True)
 
     def test_seeds_and_grids_write_through_the_same_way(self, stranger, tmp_path):
         run = stranger()
