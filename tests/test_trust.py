@@ -494,7 +494,8 @@ class TestBombs:
         with pytest.raises(TrompeError, match=r"predictions.parquet .*would unpack to more than"):
             Evaluation.load(run / "evaluation")
 
-    def test_tables_of_pictures(self, tmp_path):
+    def test_tables_of_pictures(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
         buffer = io.BytesIO()
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)).save(
             buffer, "PNG"
