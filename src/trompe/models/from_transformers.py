@@ -42,8 +42,7 @@ def build(
     if pretrained not in (None, "pretrained"):
         raise unknown_weights(name, pretrained, ["pretrained"])
     with _explained(known), _fewer_words():
-        config = AutoConfig.from_pretrained(known, trust_remote_code=False)
-        config._attn_implementation = None  # a config may name a kernel, whose code would be run
+        config = _config(known)
         is_new = num_classes not in (None, config.num_labels)
         if is_new:
             config.num_labels = num_classes
@@ -80,11 +79,16 @@ def of_config(folder: Path) -> nn.Module:
         If it is none of an image classifier.
     """
     with _explained(str(folder)), _fewer_words():
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model: nn.Module = AutoModelForImageClassification.from_config(
-            config, trust_remote_code=False
+            _config(str(folder)), trust_remote_code=False
         )
     return model
+
+
+def _config(known: str) -> Any:
+    config = AutoConfig.from_pretrained(known, trust_remote_code=False)
+    config._attn_implementation = None  # a config may name a kernel, whose code would be run
+    return config
 
 
 @contextmanager
