@@ -80,14 +80,15 @@ def of_config(folder: Path) -> nn.Module:
     """
     with _explained(str(folder)), _fewer_words():
         model: nn.Module = AutoModelForImageClassification.from_config(
-            _config(str(folder)), trust_remote_code=False
+            _config(folder), trust_remote_code=False
         )
     return model
 
 
-def _config(known: str) -> Any:
+def _config(known: str | Path) -> Any:
+    """The configuration of that name; a kernel in it, whose code would be run, is left out."""
     config = AutoConfig.from_pretrained(known, trust_remote_code=False)
-    config._attn_implementation = None  # a config may name a kernel, whose code would be run
+    config._attn_implementation = None
     return config
 
 
