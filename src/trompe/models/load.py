@@ -75,6 +75,12 @@ def load_model(
     ------
     TrompeError
         If the name is unknown, or the weights are not there, not safe or do not fit.
+
+    Examples
+    --------
+    >>> model, preprocessing = load_model("embedded")
+    >>> model(torch.zeros(1, 3, preprocessing.crop, preprocessing.crop)).shape
+    torch.Size([1, 8])
     """
     if num_classes is not None and num_classes < 1:
         raise TrompeError(f"num_classes is {num_classes}; a classifier needs 1 or more.")
