@@ -367,6 +367,18 @@ class TestLinks:
             with pytest.raises(TrompeError, match="is a link out of its run directory"):
                 load(run)
 
+    def test_a_new_directory_with_links_that_nobody_sees(self, trompe, tmp_path, outside):
+        """Hidden files are passed over where a run begins; what leads out is not."""
+        photo = tmp_path / "photo.png"
+        Image.new("RGB", (64, 64)).save(photo)
+        for name in (".config.yaml.new", ".lock"):
+            run = tmp_path / f"new{name}"
+            run.mkdir()
+            (run / name).symlink_to(outside / "precious")
+            words = ("explain", "--model", "embedded", "--images", photo, "--out", run)
+            status, _, err = trompe(*words)
+            assert (status, "new" in err, err.count("\n")) == (2, True, 1), err
+
     def test_pipes_and_devices_are_not_waited_for(self, tmp_path, outside):
         os.mkfifo(tmp_path / "run.png")
         with pytest.raises(TrompeError, match=r"run.png' is no file but a device or a pipe"):
