@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,9 @@ from trompe.objectives import parse_objective
 from trompe.tuning.job import FoolJob, TrainJob, read
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs" / "results"))
+import tables  # noqa: E402
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGS = {
     "audit": AuditJob,
@@ -161,6 +165,22 @@ def test_troubleshooting_has_our_messages_word_for_word():
     assert not {*headings} - {*messages()}
     for entry in page.split("\n### ")[1:]:
         assert re.search(r"\*\*Cause\.\*\*.*\*\*Remedy\.\*\*", entry, re.DOTALL), entry
+
+
+def test_tables_of_results_are_those_of_the_rows():
+    pages = tables.pages()
+    assert len(pages) > 5
+    for path, text in pages.items():
+        assert path.read_text() == text, f"run `make results`: {path} is not what its rows say"
+
+
+def test_every_result_has_a_source():
+    rows = tables.read("sources.csv")
+    committed = [*tables.HERE.rglob("*.csv"), *(ROOT / "docs/benchmarks").glob("*.csv")]
+    known = {(tables.HERE / file).resolve() for file in rows["file"]}
+    assert known == {path for path in committed if path.name != "sources.csv"}
+    assert rows["commit"].str.fullmatch("[0-9a-f]{7,40}").all()
+    assert (rows["command"] + rows["settings"] != "").all()
 
 
 def check(words, trompe, *, run):

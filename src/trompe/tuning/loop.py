@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import load
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -342,8 +343,8 @@ def _go_on(accelerator: Accelerator, checkpoint: Path) -> None:
     try:
         for path in [*checkpoint.glob("*.pkl"), *checkpoint.glob("*.bin")]:
             require_uncompressed(path)
-        for path in checkpoint.glob("custom_checkpoint_*.pkl"):  # accelerate would run their code
-            torch.load(path, map_location="cpu", weights_only=True)
+        for path in checkpoint.glob("*.pkl"):  # accelerate would run code in some, pass over others
+            load(path, map_location="cpu", weights_only=True)
         accelerator.load_state(str(checkpoint))
     except Exception as error:
         raise TrompeError(
