@@ -106,13 +106,13 @@ def _needed(parameter: Any) -> str:
 
 
 def _written(parameter: Any) -> str:
-    """An option as it is typed: ``--steps N``, ``--[no-]control``, or an argument's name."""
+    """An option as it is typed: ``--steps N``, ``--check/--no-check``, or an argument's name."""
     shown = parameter.metavar or ""
     if parameter.param_type_name == "argument":
         return shown or parameter.name.upper()
     name = parameter.opts[0]
-    if parameter.secondary_opts:
-        return f"--[no-]{name.removeprefix('--')}"
+    if parameter.default is True or (parameter.help or "").endswith("(default: on)"):
+        return f"{name}/{parameter.secondary_opts[0]}"
     return f"{name} {shown}".strip()
 
 
