@@ -120,7 +120,7 @@ def _names() -> Iterator[str]:
         ("composites", "LRP composites"),
     ):
         yield f"## {title}\n\n| name | | options |\n| --- | --- | --- |"
-        for name, about, options in entries(kind):
+        for name, about, options, _ in entries(kind):
             written = ", ".join(f"`{option}`" for option in options)
             yield f"| `{name}` | {_cell(about)} | {written} |"
         yield ""

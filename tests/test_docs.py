@@ -65,6 +65,8 @@ def parsed(words):
     command = command_of(name)
     with command.make_context(name, list(rest)) as context:
         given = {k: v for k, v in context.params.items() if v not in (None, [], ())}
+    of_the_command = {"sweep", "jobs", "dry_run"} if name in CONFIGS else set()
+    given = {k: v for k, v in given.items() if k not in of_the_command}
     config = given.pop("config_file", None)
     if name in CONFIGS and (config is None or Path(config).exists()):
         settings = read(CONFIGS[name], config, given).model_dump()
@@ -92,7 +94,10 @@ def fewer(words):
         kept += ["--device", "cpu"]
     else:
         kept = words
-    return [*kept, "--dry-run"] if name == "reproduce" else kept
+    if name != "reproduce":
+        return kept
+    one = [] if {"--cells", "figures"} & {*kept} else ["--cells", "location-grad-cam-vgg19"]
+    return [*kept, *one, "--dry-run"]
 
 
 def run_python(block, names):
