@@ -12,7 +12,9 @@ from mkdocs.config import load_config
 
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "build" / "site"
-READ = [ROOT / "mkdocs.yml", *(ROOT / "docs").rglob("*"), *(ROOT / "src").rglob("*.py")]
+KINDS = ("css", "csv", "ipynb", "js", "md", "png", "py")
+READ = [path for kind in KINDS for path in (ROOT / "docs").rglob(f"*.{kind}")]
+READ += [ROOT / "mkdocs.yml", *(ROOT / "src").rglob("*.py")]
 
 
 class Page(HTMLParser):
