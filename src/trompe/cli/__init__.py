@@ -16,6 +16,8 @@ def main() -> None:
     """Run the command line; exit code 2 for what can't be used, 130 when interrupted."""
     keep_freed_memory()
     warnings.showwarning = lambda message, *_: complain("Note", message, "yellow")
+    # An image of so many pixels is refused.
+    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
     try:
         sys.exit(app(prog_name="trompe", standalone_mode=False) or 0)
     except UsageError as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from trompe.errors import printable
 from trompe.evaluation.schema import CONTROL, MANIPULATED, ORIGINAL
 from trompe.objectives import OBJECTIVES
 from trompe.report.run import Run, View, described
@@ -41,7 +42,9 @@ def bound(value: float) -> str:
 
 def unbroken(text: str) -> Markup:
     """Keep words with a hyphen, such as top-1 and Grad-CAM, on one line."""
-    return Markup(re.sub(r"[\w-]*\w-\w+", r'<span class="whole">\g<0></span>', str(escape(text))))
+    return Markup(
+        re.sub(r"[\w-]*\w-\w+", r'<span class="whole">\g<0></span>', str(escape(printable(text))))
+    )
 
 
 def named(text: str) -> str:

@@ -63,7 +63,8 @@ def opened(directory: Path, config: Mapping[str, Any], start: Mapping[str, str])
     Raises
     ------
     TrompeError
-        If another process holds it, or it holds another run or other files, or can't be written.
+        If another process holds it, or it holds another run or other files, or something leads out
+        of it, or it can't be written.
     """
     with locked(directory) if processes.is_main() else nullcontext():
         processes.from_main(lambda: _claim(directory, config, start))
@@ -108,11 +109,10 @@ def locked(directory: Path) -> Iterator[None]:
     Raises
     ------
     TrompeError
-        If another process holds it, something leads out of it, or it can't be written.
+        If another process holds it, or it can't be written.
     """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        contained(directory)
         lock = FileLock(directory / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -165,6 +165,7 @@ def _claim(directory: Path, config: Mapping[str, Any], start: Mapping[str, str])
                 f"The directory '{directory}' holds other files ({others[0]}, ...) and no run; "
                 "choose an empty or a new one."
             )
+        contained(directory)
     write_text(directory / ENVIRONMENT, json.dumps(described, indent=2))
     write_text(directory / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
 
