@@ -22,6 +22,7 @@ from trompe.audit.probe import make_probe
 from trompe.audit.verdict import Calibration, Rule
 from trompe.audit.weights import weight_drift
 from trompe.audit.zoo import MODELS, Member
+from trompe.base.text import from_json
 from trompe.data import ImageDataset, load_data
 from trompe.data.images import Images
 from trompe.data.subset import Part
@@ -130,7 +131,7 @@ def success(member: Member, root: Path) -> float:
     if not member.manipulated or member.recipe is None:
         return float("nan")
     return float(
-        json.loads((member.recipe.weights(root / MODELS).parent / "success.json").read_text())
+        from_json((member.recipe.weights(root / MODELS).parent / "success.json").read_text())
     )
 
 

@@ -15,6 +15,8 @@ from trompe import runs
 from trompe.audit.evidence import Picture
 from trompe.audit.exhibits import Exhibit, PairExhibit, Tile
 from trompe.audit.verdict import Verdict
+from trompe.base.messages import first_sentence
+from trompe.base.text import from_json
 from trompe.errors import TrompeError
 
 SUMMARY, PICTURES = "audit.json", "pictures.pt"
@@ -118,7 +120,7 @@ class AuditReport:
             If the directory holds no audit, or not a whole one.
         """
         try:
-            told = json.loads((directory / SUMMARY).read_text())
+            told = from_json((directory / SUMMARY).read_text())
             tables = {name: pd.read_parquet(directory / f"{name}.parquet") for name in TABLES}
             exhibits, pairs = torch.load(directory / PICTURES, weights_only=True)
             return cls(
@@ -137,10 +139,11 @@ class AuditReport:
                 ],
                 **tables,
             )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except Exception as error:  # what torch.load raises may be anything
+            said = f"{type(error).__name__}: {first_sentence(error)}"
             raise TrompeError(
-                f"'{directory}' holds no finished audit ({type(error).__name__}: {error}); give "
-                "the directory 'evidence' of one, or audit again."
+                f"'{directory}' holds no finished audit ({said}); give the directory 'evidence' of "
+                "one, or audit again."
             ) from error
 
 

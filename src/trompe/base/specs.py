@@ -6,15 +6,18 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
-import yaml
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from trompe.base.identity import fingerprint
+from trompe.base.text import from_yaml
 from trompe.errors import TrompeError
 
 T = TypeVar("T")
+_NUMBERS = {int, float, bool, NoneType}
 _COMMA = re.compile(r",(?![^\[]*\])")
 
 
@@ -33,7 +36,7 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
     Raises
     ------
     TrompeError
-        If an option is unknown, missing, or not ``key=value``.
+        If an option is unknown, missing, not ``key=value``, or has a value that can't be used.
     """
     options: dict[str, Any] = {}
     for item in _COMMA.split(rest) if rest else []:
@@ -43,8 +46,8 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
                 f"In {kind} '{name}:{rest}', '{item}' is not an option; write {name}:option=value."
             )
         try:
-            options[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            options[key.strip()] = from_yaml(value)
+        except ValueError as error:
             raise TrompeError(
                 f"In {kind} '{name}:{rest}', the value of '{key}' can't be read: '{value}'."
             ) from error
@@ -64,7 +67,25 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
     if missing:
         example = ",".join(f"{key}=..." for key in missing)
         raise TrompeError(f"The {kind} '{name}' needs {name}:{example}.")
-    return factory(**options)
+    kinds = _numeric(factory)
+    try:
+        for key in kinds.keys() & options.keys():
+            options[key] = TypeAdapter(kinds[key]).validate_python(options[key])
+        return factory(**options)
+    except TrompeError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise TrompeError(f"The {kind} '{name}:{rest}' can't be made: {said}.") from error
+
+
+def _numeric(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the parameters that are numbers."""
+    try:
+        hints = get_type_hints(factory)
+    except (NameError, TypeError):  # nobody says what they are
+        return {}
+    return {key: hint for key, hint in hints.items() if {*(get_args(hint) or [hint])} <= _NUMBERS}
 
 
 def spelled(factory: Callable[..., T], name: str) -> Callable[..., T]:

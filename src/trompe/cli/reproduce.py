@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.markup import escape
 
 from trompe.base.messages import check_name
 from trompe.base.progress import shown
+from trompe.base.text import from_yaml
 from trompe.cli import fool, main, train  # noqa: F401 - what a cell's process imports once
 from trompe.cli.app import app, console, errors, examples, interruptible
 from trompe.cli.tables import show_grid
@@ -155,9 +155,14 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
 
 def _typed(given: dict[str, str]) -> dict[str, Any]:
     known = {*FoolJob.model_fields, *TrainJob.model_fields}
-    for name in given:
+    values = {}
+    for name, text in given.items():
         check_name("setting", name, known)
-    return {name: yaml.safe_load(value) for name, value in given.items()}
+        try:
+            values[name] = from_yaml(text)
+        except ValueError as error:
+            raise TrompeError(f"--set {name}={text} can't be read ({error}).") from error
+    return values
 
 
 def _without_cells(words: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from trompe.base import processes
+from trompe.base.text import from_json, from_yaml
 from trompe.errors import TrompeError
 
 CONFIG = "config.yaml"
@@ -178,8 +179,8 @@ def _mapping(path: Path) -> dict[str, Any]:
         )
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+        values = from_json(text) if path.suffix == ".json" else from_yaml(text)
+    except (OSError, ValueError) as error:
         raise TrompeError(
             f"{path} can't be read ({error}); repair it or make a new run."
         ) from error
@@ -191,7 +192,10 @@ def _mapping(path: Path) -> dict[str, Any]:
 def finished(directory: Path) -> list[str]:
     """The parts of a run that are done, e.g. ``["fool", "control", "evaluation"]``."""
     path = directory / STATUS
-    return list(_mapping(path)["finished"]) if path.is_file() else []
+    parts = _mapping(path).get("finished") if path.is_file() else []
+    if not isinstance(parts, list):
+        raise TrompeError(f"{path} does not say what is finished; repair it or make a new run.")
+    return [str(part) for part in parts]
 
 
 def finish(directory: Path, part: str) -> None:

@@ -223,4 +223,4 @@ def read(kind: type[J], path: Path | None, given: dict[str, Any]) -> J:
         values = parsed(path, "config") or {}
         if not isinstance(values, dict):
             raise TrompeError(f"The config '{path}' must map settings to values.")
-    return kind(**{**values, **given})
+    return kind(**{**{str(key): value for key, value in values.items()}, **given})

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,10 +21,13 @@ from trompe import runs
 from trompe.base import processes
 from trompe.base.code import written_by_others
 from trompe.base.progress import shown
+from trompe.base.text import from_json
 from trompe.data.images import collated
 from trompe.data.kept import Kept
 from trompe.errors import TrompeError
+from trompe.evaluation.result import read_table
 from trompe.models import copied, load_model, save_weights
+from trompe.models.weights import fit_weights, read_weights
 from trompe.tuning.threads import Threads
 
 WINDOW = 50
@@ -253,20 +255,20 @@ def once(
 
 def restored(model: nn.Module, directory: Path, suffix: str = "") -> pd.DataFrame:
     """Give ``model`` the weights that a finished fine-tuning left; its history."""
-    kept = load_file(directory / f"weights{suffix}.safetensors")
-    model.load_state_dict({**model.state_dict(), **kept})  # extra state is the model's own
-    return pd.read_csv(directory / f"history{suffix}.csv")
+    weights = directory / f"weights{suffix}.safetensors"
+    fit_weights(model, read_weights(weights), str(weights))
+    return read_table(directory / f"history{suffix}.csv", ("step", "loss"))
 
 
 def last_row(directory: Path, name: str) -> dict[str, float]:
     """The last row that a run directory holds of a history: its end, or that of a checkpoint."""
     table = directory / "history.csv"
-    with suppress(OSError):  # a checkpoint may give way to the next one at any moment
+    with suppress(Exception):  # a checkpoint may give way to the next one at any moment
         if table.is_file():
             return {str(k): v for k, v in pd.read_csv(table).iloc[-1].items()}
         if latest := _latest(directory / "checkpoints" / name):
             kept = torch.load(latest / HISTORY, weights_only=True)
-            row: dict[str, float] = json.loads(kept["rows"])[-1]
+            row: dict[str, float] = from_json(kept["rows"])[-1]
             return row
     return {}
 
@@ -296,7 +298,7 @@ class _History:
         return {"rows": json.dumps(self.rows)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.rows[:] = json.loads(state["rows"])
+        self.rows[:] = from_json(state["rows"])
 
 
 def _figures(result: Loss, device: torch.device) -> dict[str, float]:

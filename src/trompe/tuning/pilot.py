@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from trompe import runs
 from trompe.base import processes
+from trompe.base.text import from_json
 from trompe.errors import TrompeError
 from trompe.explainers.targets import Target
 from trompe.models.hooks import evaluation_mode
@@ -163,7 +164,7 @@ class Found:
         if not path.exists():
             return None
         try:
-            given: dict[str, Any] = json.loads(path.read_text())
+            given: dict[str, Any] = from_json(path.read_text())
             for key in ("objective", "weight"):
                 given[key] = tuple(given[key])
             return cls(**given)

@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trompe.base import code
 from trompe.base.identity import Identified
 from trompe.base.messages import check_name
 from trompe.base.registry import Registry
+from trompe.base.text import from_yaml
 from trompe.errors import TrompeError
 from trompe.explainers.relevance.operations import KINDS, RULES, OperationRule
 from trompe.explainers.relevance.record import Operation
@@ -244,8 +243,8 @@ def find_composite(composite: str | Path | Composite) -> Composite:
 
 def _read(path: Path) -> Composite:
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        content = from_yaml(path.read_text())
+    except (OSError, ValueError) as error:
         raise TrompeError(f"The composite '{path}' can't be read as YAML: {error}.") from error
     lines = content.get("rules") if isinstance(content, dict) else None
     if (
