@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +13,14 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from trompe import runs
+from trompe.base.identity import fingerprint
 from trompe.base.messages import listed
 from trompe.base.progress import shown
+from trompe.base.text import from_json
 from trompe.data.dataset import ImageDataset
 from trompe.data.files import Files
 from trompe.data.load import unreadable
@@ -26,7 +28,7 @@ from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
 from trompe.explainers import LRP, Explainer, Recording
 from trompe.explainers.relevance import conservation
-from trompe.explainers.targets import Class, Explainable
+from trompe.explainers.targets import Class, Explainable, Target
 from trompe.explainers.targets import read as read_target
 from trompe.models import evaluation_mode
 from trompe.models.call import placed
@@ -34,6 +36,7 @@ from trompe.report.colour import Floats, Pixels, colour_signed, overlay
 
 TABLE = "images.csv"
 MAPS = "maps.safetensors"
+DONE = ".explained"  # what there is of a table that is not finished
 
 
 class Photographs(ImageDataset):
@@ -114,11 +117,15 @@ def explain_files(
     """
     target = read_target(classes)
     resolved = [e.resolve(model, placed(data[0][0][None], model)) for e in explainers]
-    raw: dict[str, list[Tensor]] = {}
-    rows: list[dict[str, Any]] = []
-    loader: Any = DataLoader(data, batch_size=batch_size)
-    with evaluation_mode(model), shown("explain", len(data), quiet=quiet) as report:
-        for start, (images, _) in zip(range(0, len(data), batch_size), loader, strict=True):
+    unfinished = runs.unfinished(out / MAPS)
+    done = _Done(out / DONE, fingerprint(model, data, explainers, target), unfinished)
+    begin = len(done.rows) // len(explainers)
+    kept: runs.Rows | None = None
+    places = range(begin, len(data), batch_size)
+    loader: Any = DataLoader(Subset(data, range(begin, len(data))), batch_size=batch_size)
+    shown_here = shown("explain", len(data), quiet=quiet, start=begin)
+    with evaluation_mode(model), shown_here as report:
+        for start, (images, _) in zip(places, loader, strict=True):
             with Recording(model, resolved) as forward:
                 logits = forward(placed(images, model))
                 probabilities, predicted = logits.softmax(1).max(1)
@@ -129,8 +136,13 @@ def explain_files(
                 else [str(target)] * len(images)
             )
             photographs = [np.asarray(data.picture(start + i)) for i in range(len(images))]
+            named = [str(explainer) for explainer in explainers]
+            kept = kept or _rows(unfinished, data, dict(zip(named, maps, strict=True)), target)
+            if isinstance(target, Class):
+                kept.put("classes", start, torch.tensor(explained))
+            rows: list[dict[str, Any]] = []
             for explainer, used, found in zip(explainers, resolved, maps, strict=True):
-                raw.setdefault(str(explainer), []).append(found.cpu())
+                kept.put(str(explainer), start, found.float().cpu())
                 heat = used.heatmap(found).cpu().numpy()
                 for i, values in enumerate(found.cpu().numpy()):
                     name = data.name(start + i)
@@ -149,17 +161,59 @@ def explain_files(
                             "explained": explained[i],
                         }
                     )
+            done.add(rows)
             report(start + len(images), {})
-    table = pd.DataFrame(rows)
-    first = table.drop_duplicates("name")
-    with runs.replacing(out / MAPS) as new:
-        tensors = {name: torch.cat(parts) for name, parts in raw.items()}
-        if isinstance(target, Class):
-            tensors["classes"] = torch.tensor(first["explained"].tolist())
-        save_file(tensors, new, {"files": json.dumps(first["name"].tolist())})
+    table = pd.DataFrame(done.rows)
     with runs.replacing(out / TABLE) as new:
         table.to_csv(new, index=False)
+    with runs.writing(out / MAPS):
+        os.replace(unfinished, out / MAPS)
+        done.path.unlink()
     return table
+
+
+class _Done:
+    """The rows of the images that are explained, kept in a file.
+
+    Parameters
+    ----------
+    path
+        A line tells the task, then there is one for each batch.
+    task
+        The fingerprint of what is explained how; what was done of another is not gone on with.
+    needed
+        What belongs to it; where that is not there, all begins again.
+    """
+
+    def __init__(self, path: Path, task: str, needed: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        with runs.writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = path.read_text() if path.exists() and needed.exists() else ""
+            lines = text.split("\n")[:-1]  # the last one may be cut off
+            if not lines or lines[0] != task:
+                lines = [task]
+                needed.unlink(missing_ok=True)
+            for line in lines[1:]:
+                self.rows += from_json(line)
+            path.write_text("".join(f"{line}\n" for line in lines))
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Keep the rows of a batch."""
+        self.rows += rows
+        with runs.writing(self.path), self.path.open("a") as file:
+            file.write(json.dumps(rows) + "\n")
+
+
+def _rows(path: Path, data: Photographs, maps: Mapping[str, Tensor], target: Target) -> runs.Rows:
+    """The file of all raw maps, which are shaped like these."""
+    count = len(data)
+    tensors = {name: (torch.float32, (count, *found.shape[1:])) for name, found in maps.items()}
+    if isinstance(target, Class):
+        tensors["classes"] = (torch.int64, (count,))
+    files = [data.name(row) for row in range(count)]
+    return runs.Rows(path, tensors, {"files": json.dumps(files)})
 
 
 def check_conservation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +15,13 @@ from rich.table import Table
 from trompe import runs
 from trompe.audit.calibrate import calibrated, evidence_of
 from trompe.audit.verdict import Calibration
-from trompe.audit.zoo import load_zoo
+from trompe.audit.zoo import Member, data_of, load_zoo
+from trompe.base.identity import fingerprint
 from trompe.base.progress import shown
 from trompe.cli.app import app, console, errors, examples, interruptible
 from trompe.cli.tables import percent
+from trompe.data import load_data
+from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
 
 
@@ -49,8 +53,17 @@ def calibrate(
         members = [m for m in members if any(fnmatch(m.name, p) for p in models)]
     if not members:
         raise TrompeError("No model of the zoo has such a name; leave --models out.")
+    images = {spec: load_data(spec, Preprocessing(), check=False) for spec in data_of(members)}
+    with interruptible(), runs.opened(out, {}, {"data": fingerprint(images)}):
+        failed = _calibrate(members, out)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _calibrate(members: Sequence[Member], out: Path) -> bool:
+    """Make, audit and fit; whether a model could not be made."""
     tables, failed = [], False
-    with interruptible(), shown("models", len(members)) as progress:
+    with shown("models", len(members)) as progress:
         for done, member in enumerate(members):
             try:
                 tables.append(evidence_of(member, out))
@@ -69,8 +82,7 @@ def calibrate(
     calibration.save(out / "calibration.json")
     _show(calibration, judged)
     console.print(f"Calibration: {out / 'calibration.json'}", soft_wrap=True)
-    if failed:
-        raise typer.Exit(1)
+    return failed
 
 
 def _show(calibration: Calibration, judged: pd.DataFrame) -> None:

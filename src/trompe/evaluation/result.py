@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
 from trompe import runs
@@ -124,13 +125,19 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     TrompeError
         If it can't be read or lacks a column.
     """
-    reader = pd.read_csv if path.suffix == ".csv" else pd.read_parquet
+    reader = pd.read_csv if path.suffix == ".csv" else _parquet
     table = _read(path, reader) if path.is_file() else pd.DataFrame()
     if table.empty:
         return pd.DataFrame(columns=list(columns))
     missing = [column for column in columns if column not in table]
     if missing:
         raise TrompeError(f"{path} lacks the columns {', '.join(missing)}; make it again.")
+    return table
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+    """Read in this thread: what pyarrow's threads wait for may never come where memory is short."""
+    table: pd.DataFrame = pq.ParquetFile(path).read(use_threads=False).to_pandas(use_threads=False)
     return table
 
 

@@ -181,6 +181,7 @@ def optimise(
     if directory is not None:
         last = processes.from_main(lambda: _latest(directory))
         if last is not None:
+            runs.check_sealed(last)
             accelerator.load_state(str(last))
     start = len(history.rows)
     sources = [source.between(start, steps) for source in batches]
@@ -240,24 +241,27 @@ def once(
     if directory is None:
         return fit(None)
     weights, table = directory / f"weights{suffix}.safetensors", directory / f"history{suffix}.csv"
-    if processes.from_main(lambda: name in runs.finished(directory)):
-        return restored(model, directory, suffix)
     checkpoints = directory / "checkpoints" / name
+    if processes.from_main(lambda: name in runs.finished(directory)):
+        if processes.is_main():
+            runs.remove(checkpoints)
+        return restored(model, directory, suffix)
     history = fit(checkpoints)
     if processes.is_main():
         save_weights(model, weights)
         with runs.replacing(table) as new:
             history.to_csv(new, index=False)
+        runs.finish(directory, name, weights, table)
         runs.remove(checkpoints)
-        runs.finish(directory, name)
     return history
 
 
 def restored(model: nn.Module, directory: Path, suffix: str = "") -> pd.DataFrame:
     """Give ``model`` the weights that a finished fine-tuning left; its history."""
-    weights = directory / f"weights{suffix}.safetensors"
+    weights, table = directory / f"weights{suffix}.safetensors", directory / f"history{suffix}.csv"
+    runs.check_intact(directory, weights, table)
     fit_weights(model, read_weights(weights), str(weights))
-    return read_table(directory / f"history{suffix}.csv", ("step", "loss"))
+    return read_table(table, ("step", "loss"))
 
 
 def last_row(directory: Path, name: str) -> dict[str, float]:
@@ -343,5 +347,7 @@ def _save(accelerator: Accelerator, model: nn.Module, directory: Path, step: int
         plain = all(isinstance(value, Tensor) for value in model.state_dict().values())
         accelerator.save_state(str(at), safe_serialization=plain)
         processes.wait()
+        if main:
+            runs.seal(at)
     if older is not None and main:
         runs.remove(older)
