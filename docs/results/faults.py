@@ -121,7 +121,6 @@ FINISHED = {  # what is kept of a part that status.json calls finished
     "control": ["weights-control.safetensors", "history-control.csv"],
     "evaluation": ["evaluation/*"],
     "evidence": ["evidence/*"],
-    "explanations": ["*.png", "*/*.png", "maps.safetensors", "images.csv"],
 }
 ALWAYS = ["models/*/weights.safetensors", "evidence/*.csv"]  # what is finished when it is there
 
@@ -454,12 +453,11 @@ def finished(folder: Path) -> dict[str, tuple[int, int]]:
             for part in json.loads(status.read_text())["finished"]:
                 for pattern in FINISHED.get(part, ()):
                     files += status.parent.glob(pattern)
-    for pattern in ALWAYS:
+    for pattern in ALWAYS if (folder / "models").exists() else ():
         files += folder.glob(pattern)
     if (folder / ".explained").exists():
         for line in (folder / ".explained").read_text().split("\n")[1:-1]:
-            for row in json.loads(line):
-                files += folder.glob(f"{row['name']}.*.png")
+            files += [folder.parents[1] / file for file in json.loads(line)["files"]]
     stats = {str(file): file.stat() for file in files}
     return {file: (stat.st_mtime_ns, stat.st_ino) for file, stat in stats.items()}
 

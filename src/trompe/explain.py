@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -36,7 +38,7 @@ from trompe.report.colour import Floats, Pixels, colour_signed, overlay
 
 TABLE = "images.csv"
 MAPS = "maps.safetensors"
-DONE = ".explained"  # what there is of a table that is not finished
+DONE = ".explained"  # tells what is done
 
 
 class Photographs(ImageDataset):
@@ -102,7 +104,8 @@ def explain_files(
         Gets ``NAME.EXPLAINER.png`` (raw map, signed colours), ``NAME.EXPLAINER.overlay.png``
         (heatmap over the photograph, at its size), ``maps.safetensors`` and ``images.csv``, the
         table that is returned. A name keeps the folders below the one that was given. Explainers of
-        one kind are numbered from the second on, as in ``lrp-2``.
+        one kind are numbered from the second on, as in ``lrp-2``. What is there of the same task
+        and not damaged is not made again.
 
     Returns
     -------
@@ -118,8 +121,11 @@ def explain_files(
     target = read_target(classes)
     resolved = [e.resolve(model, placed(data[0][0][None], model)) for e in explainers]
     unfinished = runs.unfinished(out / MAPS)
+    with runs.writing(out / MAPS):
+        if (out / MAPS).exists():  # all of them, or some are damaged
+            os.replace(out / MAPS, unfinished)
     done = _Done(out / DONE, fingerprint(model, data, explainers, target), unfinished)
-    begin = len(done.rows) // len(explainers)
+    begin = done.images
     kept: runs.Rows | None = None
     places = range(begin, len(data), batch_size)
     loader: Any = DataLoader(Subset(data, range(begin, len(data))), batch_size=batch_size)
@@ -141,15 +147,18 @@ def explain_files(
             if isinstance(target, Class):
                 kept.put("classes", start, torch.tensor(explained))
             rows: list[dict[str, Any]] = []
+            written: list[str] = []
             for explainer, used, found in zip(explainers, resolved, maps, strict=True):
                 kept.put(str(explainer), start, found.float().cpu())
                 heat = used.heatmap(found).cpu().numpy()
                 for i, values in enumerate(found.cpu().numpy()):
                     name = data.name(start + i)
                     stem = out / f"{name}.{_short(explainer, explainers)}"
-                    _save(colour_signed(values), f"{stem}.png")
                     laid = _over(photographs[i], heat[i], data.preprocessing)
-                    _save(laid, f"{stem}.overlay.png")
+                    pictures = {f"{stem}.png": colour_signed(values), f"{stem}.overlay.png": laid}
+                    for path, pixels in pictures.items():
+                        _save(pixels, path)
+                        written.append(path)
                     rows.append(
                         {
                             "path": str(data.path(start + i)),
@@ -161,19 +170,18 @@ def explain_files(
                             "explained": explained[i],
                         }
                     )
-            done.add(rows)
+            done.add(rows, len(images), written)
             report(start + len(images), {})
     table = pd.DataFrame(done.rows)
     with runs.replacing(out / TABLE) as new:
         table.to_csv(new, index=False)
     with runs.writing(out / MAPS):
         os.replace(unfinished, out / MAPS)
-        done.path.unlink()
     return table
 
 
 class _Done:
-    """The rows of the images that are explained, kept in a file.
+    """The rows of the images that are explained, and what tells that their files are as written.
 
     Parameters
     ----------
@@ -181,29 +189,40 @@ class _Done:
         A line tells the task, then there is one for each batch.
     task
         The fingerprint of what is explained how; what was done of another is not gone on with.
-    needed
-        What belongs to it; where that is not there, all begins again.
+    maps
+        The raw maps.
     """
 
-    def __init__(self, path: Path, task: str, needed: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, task: str, maps: Path) -> None:
+        self.path, self.maps = path, maps
         self.rows: list[dict[str, Any]] = []
+        self.images = 0
         with runs.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = path.read_text() if path.exists() and needed.exists() else ""
-            lines = text.split("\n")[:-1]  # the last one may be cut off
-            if not lines or lines[0] != task:
-                lines = [task]
-                needed.unlink(missing_ok=True)
-            for line in lines[1:]:
-                self.rows += from_json(line)
-            path.write_text("".join(f"{line}\n" for line in lines))
+            lines = path.read_text().split("\n")[:-1] if path.exists() else []
+            path.write_text(f"{task}\n")
+            for line in lines[1:] if lines[:1] == [task] else []:
+                with suppress(ValueError, KeyError, TypeError, SafetensorError, OSError):
+                    told = from_json(line)
+                    self.add(told["rows"], told["images"], told["files"], told["digest"])
+                    continue
+                break  # what follows is explained again
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
-        """Keep the rows of a batch."""
-        self.rows += rows
+    def add(
+        self, rows: list[dict[str, Any]], images: int, files: list[str], digest: str | None = None
+    ) -> None:
+        """Keep the rows of a batch, if the digest of its files is this one."""
+        with safe_open(self.maps, framework="pt") as held:
+            part = slice(self.images, self.images + images)
+            maps = [held.get_slice(name)[part] for name in sorted(held.keys())]
+        found = fingerprint(maps, *map(Path, files))
+        if digest not in (None, found):
+            raise ValueError("a file is damaged")
+        told = {"rows": rows, "images": images, "files": files, "digest": found}
         with runs.writing(self.path), self.path.open("a") as file:
-            file.write(json.dumps(rows) + "\n")
+            file.write(json.dumps(told) + "\n")
+        self.rows += rows
+        self.images += images
 
 
 def _rows(path: Path, data: Photographs, maps: Mapping[str, Tensor], target: Target) -> runs.Rows:

@@ -55,6 +55,7 @@ def make(planned: Planned, root: Path) -> None:
     """
     weights = planned.weights(root / MODELS)
     if weights.exists():
+        runs.check_sealed(weights.parent)
         return
     if planned.base:
         make(planned.base, root)
@@ -67,6 +68,7 @@ def make(planned: Planned, root: Path) -> None:
             rate = _success(original, model, judged_on, job)
             (new / "success.json").write_text(json.dumps(rate))
         save_weights(model, new / weights.name)
+        runs.seal(new)
 
 
 def _success(
@@ -116,6 +118,8 @@ def evidence_of(member: Member, root: Path, *, seed: int = 0) -> pd.DataFrame:
             table = pd.concat([table, pd.DataFrame([moved])], ignore_index=True)
         with runs.replacing(path) as new:
             table.to_csv(new, index=False)
+        runs.finish(root, path.stem, path)
+    runs.check_intact(root, path)
     return pd.read_csv(path, keep_default_na=True).assign(
         model=member.name,
         network=member.family,

@@ -8,7 +8,7 @@ import warnings
 
 from rich.markup import escape
 
-from trompe.base.memory import keep_freed_memory
+from trompe.base.memory import is_out_of_memory, keep_freed_memory
 from trompe.cli.app import app, errors
 from trompe.errors import TrompeError
 
@@ -23,4 +23,13 @@ def main() -> None:
         app(prog_name="trompe")
     except TrompeError as error:
         errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        errors.print(
+            "[bold red]Error:[/] There is not enough memory; free some, or take smaller batches. "
+            "Finished work is kept.",
+            soft_wrap=True,
+        )
         sys.exit(2)

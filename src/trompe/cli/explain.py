@@ -12,14 +12,13 @@ from trompe.cli.next_steps import after_explain, show_next
 from trompe.cli.reading import default_out, device_for
 from trompe.cli.tables import show_conservation
 from trompe.errors import TrompeError
-from trompe.explain import MAPS, TABLE, Photographs, check_conservation, explain_files
+from trompe.explain import Photographs, check_conservation, explain_files
 from trompe.explainers import parse_explainer
 from trompe.explainers.targets import Class
 from trompe.explainers.targets import read as read_target
 from trompe.models import load_model
 from trompe.tuning.recipe import ELSEWHERE
 
-PART = "explanations"
 HERE = ELSEWHERE | {"batch_size", "check"}  # settings that do not change what is written
 
 
@@ -60,11 +59,7 @@ def explain_(config: ExplainJob) -> None:
             "target": fingerprint(target),
         },
     ):
-        if PART in runs.finished(out):
-            runs.check_intact(out, out / MAPS, out / TABLE)
-        else:
-            explain_files(*task, out, **options, quiet=config.quiet)
-            runs.finish(out, PART, out / MAPS, out / TABLE)
+        explain_files(*task, out, **options, quiet=config.quiet)
     show_next(
         f"{len(data)} images explained in {out}", after_explain(config, out), quiet=config.quiet
     )

@@ -30,6 +30,7 @@ from trompe.experiments import (
     states,
     texts,
 )
+from trompe.experiments.results import Known
 from trompe.report.grid import write_grid, write_state
 from trompe.tuning.job import FoolJob, TrainJob
 
@@ -109,7 +110,8 @@ def reproduce(
     running, failures = last_known(grid.cells, root)
     if chosen:
         failures = {cell: why for cell, why in failures.items() if cell not in chosen}
-    results = collect(grid, root)
+    known: Known = {}
+    results = collect(grid, root, known)
     with interruptible(), shown("cells", len(chosen)) as progress:
 
         def refresh() -> None:
@@ -127,7 +129,7 @@ def reproduce(
             if failure:
                 failures[cell] = failure
                 errors.print(f"[bold red]{cell.name}:[/] {escape(failure)}", soft_wrap=True)
-            results = collect(grid, root)
+            results = collect(grid, root, known)
             refresh()
 
         if chosen:

@@ -72,7 +72,7 @@ def load_model(
     if num_classes is not None and num_classes < 1:
         raise TrompeError(f"num_classes is {num_classes}; a classifier needs 1 or more.")
     if weights is None:
-        own = "pretrained" if name.startswith("transformers:") else "random"
+        own = "random" if from_nothing(name) else "pretrained"
         weights = packaged_weights(name) if name in EMBEDDED else own
     is_file = Path(weights).suffix in SUFFIXES or (weights != "random" and Path(weights).is_file())
     state = read_weights(Path(weights)) if is_file else None
@@ -82,6 +82,13 @@ def load_model(
     if state is not None:
         fit_weights(model, state, str(weights))
     return LoadedModel(model.eval(), preprocessing)
+
+
+def from_nothing(name: str, weights: str | Path | None = None) -> bool:
+    """Whether `load_model` would give this model random weights."""
+    if weights is None:
+        return name not in EMBEDDED and not name.startswith("transformers:")
+    return weights == "random"
 
 
 def _build(

@@ -208,7 +208,7 @@ def finish(directory: Path, part: str, *made: Path) -> None:
 
 
 def check_intact(directory: Path, *made: Path) -> None:
-    """Refuse files and folders that no longer hold what they did when their part was done.
+    """Refuse files and folders that do not hold what they did when their part was done.
 
     Raises
     ------
@@ -252,8 +252,8 @@ def check_sealed(directory: Path) -> None:
     found.pop(SEAL, None)
     if (directory / SEAL).is_file() and _mapping(directory / SEAL) != found:
         raise TrompeError(
-            f"'{directory}' is damaged: it does not hold what was written. Remove the folder "
-            f"'{directory.parent}' and run the same command again."
+            f"'{directory}' is damaged: it does not hold what was written. Remove it and run the "
+            "same command again."
         )
 
 

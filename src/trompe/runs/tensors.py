@@ -17,7 +17,7 @@ TYPES = {torch.float32: ("F32", 4), torch.int64: ("I64", 8)}
 
 
 class Rows:
-    """Tensors of known shapes in a file, which is made if there is none of its size.
+    """Tensors of known shapes in a file, which is made if there is no such one.
 
     Parameters
     ----------
@@ -51,11 +51,14 @@ class Rows:
             end += shape[0] * row
         header = json.dumps(told).encode()
         header += b" " * (-len(header) % 8)
-        self.begin = 8 + len(header)
-        with writing(path), path.open("ab") as file:
-            if file.tell() != self.begin + end:
+        header = len(header).to_bytes(8, "little") + header
+        self.begin = len(header)
+        with writing(path), path.open("a+b") as file:
+            size = file.tell()
+            file.seek(0)
+            if size != self.begin + end or file.read(self.begin) != header:
                 file.truncate(0)
-                file.write(len(header).to_bytes(8, "little") + header)
+                file.write(header)
                 file.flush()
                 os.posix_fallocate(file.fileno(), 0, self.begin + end)
 
