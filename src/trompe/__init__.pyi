@@ -1,7 +1,9 @@
+from .audit import AuditReport, audit
 from .data import ImageDataset, Pairs, Shapes, load_data
 from .data.preprocessing import Preprocessing
 from .errors import TrompeError
 from .evaluation import Evaluation, OverSeeds, evaluate, over_seeds
+from .explain import Explanations, explain
 from .explainers import (
     LRP,
     AttentionRelevance,
@@ -23,17 +25,22 @@ from .explainers import (
 from .explainers.targets import Difference
 from .models import LoadedModel, load_model
 from .objectives import Active, CenterMass, Location, Objective, TopK
+from .repair import RepairResult, repair
 from .tuning import Fool, FoolResult, Retrain, Term, Train, TrainResult, fool, train
+
+__version__: str
 
 __all__ = [
     "LRP",
     "Active",
     "AttentionRelevance",
+    "AuditReport",
     "CenterMass",
     "Difference",
     "EigenCAM",
     "Evaluation",
     "Explainer",
+    "Explanations",
     "Fool",
     "FoolResult",
     "GradCAM",
@@ -50,6 +57,7 @@ __all__ = [
     "Preprocessing",
     "Recording",
     "RelevanceCAM",
+    "RepairResult",
     "Retrain",
     "Rollout",
     "ScoreCAM",
@@ -62,10 +70,13 @@ __all__ = [
     "TrainResult",
     "TrompeError",
     "XGradCAM",
+    "audit",
     "evaluate",
+    "explain",
     "fool",
     "load_data",
     "load_model",
     "over_seeds",
+    "repair",
     "train",
 ]

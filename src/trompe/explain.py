@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,27 +19,122 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from trompe import runs
+from trompe import notebook, runs
+from trompe.base import json_text
 from trompe.base.identity import fingerprint
 from trompe.base.messages import listed
 from trompe.base.progress import shown
-from trompe.base.text import from_json
+from trompe.colour import Floats, Pixels, colour_signed, overlay
 from trompe.data.dataset import ImageDataset
 from trompe.data.files import Files
 from trompe.data.load import unreadable
 from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
-from trompe.explainers import LRP, Explainer, Recording
+from trompe.evaluation.pictures import pixels
+from trompe.explainers import LRP, Explainer, Recording, read
 from trompe.explainers.relevance import conservation
 from trompe.explainers.targets import Class, Explainable, Target
 from trompe.explainers.targets import read as read_target
 from trompe.models import evaluation_mode
 from trompe.models.call import placed
-from trompe.report.colour import Floats, Pixels, colour_signed, overlay
 
 TABLE = "images.csv"
 MAPS = "maps.safetensors"
 DONE = ".explained"  # tells what is done
+SHOWN = 4  # images, in a notebook
+
+
+@dataclass(frozen=True)
+class Explanations:
+    """What `explain` found of a batch of N images.
+
+    Attributes
+    ----------
+    images
+        ``[N, C, H, W]``, as the model takes them.
+    explainers
+        With the layers that they found.
+    maps
+        By explainer ``[N, h, w]``, raw and signed.
+    logits
+        ``[N, classes]``, where the target is a class; else what it was computed from.
+    explained
+        Per image the class that is explained, or another target in words.
+    """
+
+    images: Tensor
+    explainers: tuple[Explainer, ...]
+    maps: tuple[Tensor, ...]
+    logits: Tensor
+    explained: list[int] | list[str]
+
+    @property
+    def heatmaps(self) -> tuple[Tensor, ...]:
+        """By explainer ``[N, h, w]`` in [0, 1]."""
+        pairs = zip(self.explainers, self.maps, strict=True)
+        return tuple(explainer.heatmap(found) for explainer, found in pairs)
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(str, self.explainers))
+        return f"Explanations of {len(self.images)} images by {names}"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for number, image in enumerate(self.images[:SHOWN]):
+            picture = pixels(None, image.cpu()).numpy()
+            maps = (found[number].float().cpu().numpy() for found in self.heatmaps)
+            rows.append([picture, *(overlay(picture, one) for one in maps)])
+        return notebook.pictures(["image", *map(str, self.explainers)], rows)
+
+
+@torch.no_grad()
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    explainer: str | Explainer | Iterable[str | Explainer] = "grad-cam",
+    *,
+    target: Explainable = None,
+) -> Explanations:
+    """Explain a batch of images in one forward pass, by one explainer or several.
+
+    Parameters
+    ----------
+    model
+        A classifier, on any device; left as it was.
+    images
+        ``[N, C, H, W]``, normalised as the model expects them.
+    explainer
+        Objects, or names as the command line takes them.
+    target
+        The class to explain, one or ``[N]``; None for the predicted one; or another target.
+
+    Raises
+    ------
+    TrompeError
+        If a layer or class does not exist, or the target can't be computed.
+
+    Examples
+    --------
+    >>> from trompe import Shapes, explain, load_model
+    >>> image = Shapes("validation", 1)[0][0]
+    >>> found = explain(load_model("embedded").model, image[None], ["grad-cam", "lrp"])
+    >>> found
+    Explanations of 1 images by grad-cam:layer=stage3, lrp
+    >>> [tuple(maps.shape) for maps in found.maps]
+    [(1, 8, 8), (1, 64, 64)]
+    """
+    wanted = read_target(target)
+    images = placed(images, model)
+    used = tuple(one.resolve(model, images[:1]) for one in read(explainer))
+    with evaluation_mode(model), Recording(model, used) as forward:
+        logits = forward(images)
+        maps = forward.maps(wanted)
+    explained = (
+        wanted.on(logits).chosen.tolist()
+        if isinstance(wanted, Class)
+        else [str(wanted)] * len(images)
+    )
+    return Explanations(images, used, tuple(maps), logits, explained)
 
 
 class Photographs(ImageDataset):
@@ -129,35 +225,28 @@ def explain_files(
     kept: runs.Rows | None = None
     places = range(begin, len(data), batch_size)
     loader: Any = DataLoader(Subset(data, range(begin, len(data))), batch_size=batch_size)
-    shown_here = shown("explain", len(data), quiet=quiet, start=begin)
-    with evaluation_mode(model), shown_here as report:
+    with shown("explain", len(data), quiet=quiet, start=begin) as report:
         for start, (images, _) in zip(places, loader, strict=True):
-            with Recording(model, resolved) as forward:
-                logits = forward(placed(images, model))
-                probabilities, predicted = logits.softmax(1).max(1)
-                maps = forward.maps(target)
-            explained = (
-                target.on(logits).chosen.tolist()
-                if isinstance(target, Class)
-                else [str(target)] * len(images)
-            )
+            batch = explain(model, images, resolved, target=target)
+            probabilities, predicted = batch.logits.softmax(1).max(1)
             photographs = [np.asarray(data.picture(start + i)) for i in range(len(images))]
-            named = [str(explainer) for explainer in explainers]
-            kept = kept or _rows(unfinished, data, dict(zip(named, maps, strict=True)), target)
+            named = dict(zip(map(str, explainers), batch.maps, strict=True))
+            kept = kept or _rows(unfinished, data, named, target)
             if isinstance(target, Class):
-                kept.put("classes", start, torch.tensor(explained))
+                kept.put("classes", start, torch.tensor(batch.explained))
             rows: list[dict[str, Any]] = []
             written: list[str] = []
-            for explainer, used, found in zip(explainers, resolved, maps, strict=True):
+            found_by = zip(explainers, resolved, batch.maps, batch.heatmaps, strict=True)
+            for explainer, used, found, heatmaps in found_by:
                 kept.put(str(explainer), start, found.float().cpu())
-                heat = used.heatmap(found).cpu().numpy()
+                heat = heatmaps.cpu().numpy()
                 for i, values in enumerate(found.cpu().numpy()):
                     name = data.name(start + i)
                     stem = out / f"{name}.{_short(explainer, explainers)}"
                     laid = _over(photographs[i], heat[i], data.preprocessing)
                     pictures = {f"{stem}.png": colour_signed(values), f"{stem}.overlay.png": laid}
-                    for path, pixels in pictures.items():
-                        _save(pixels, path)
+                    for path, pixels_of in pictures.items():
+                        _save(pixels_of, path)
                         written.append(path)
                     rows.append(
                         {
@@ -167,14 +256,14 @@ def explain_files(
                             "layer": used.layer,
                             "predicted": int(predicted[i]),
                             "probability": float(probabilities[i]),
-                            "explained": explained[i],
+                            "explained": batch.explained[i],
                         }
                     )
             done.add(rows, len(images), written)
             report(start + len(images), {})
     table = pd.DataFrame(done.rows)
     with runs.replacing(out / TABLE) as new:
-        table.to_csv(new, index=False)
+        runs.write_csv(table, new)
     with runs.writing(out / MAPS):
         os.replace(unfinished, out / MAPS)
     return table
@@ -203,7 +292,7 @@ class _Done:
             path.write_text(f"{task}\n")
             for line in lines[1:] if lines[:1] == [task] else []:
                 with suppress(ValueError, KeyError, TypeError, SafetensorError, OSError):
-                    told = from_json(line)
+                    told = json_text.loaded(line)
                     self.add(told["rows"], told["images"], told["files"], told["digest"])
                     continue
                 break  # what follows is explained again

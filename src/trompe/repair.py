@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from trompe import runs
+from trompe import notebook, runs
 from trompe.audit import EXPLAINERS, AuditReport, audit, load_calibration
 from trompe.audit.verdict import Calibration
-from trompe.base.text import from_json
+from trompe.base import json_text
 from trompe.data.files import UNLABELLED
 from trompe.data.images import Images, check_labels
 from trompe.data.kept import Kept
@@ -70,6 +70,13 @@ class RepairResult:
         """Whether the suspect raises the alarm and no attempt was better."""
         return self.chosen == SUSPECT and self.alarm
 
+    def __repr__(self) -> str:
+        said = "raises the alarm" if self.alarm else "raises no alarm"
+        return f"{type(self.model).__name__} repaired by: {self.chosen}. It {said}."
+
+    def _repr_html_(self) -> str:
+        return notebook.paragraph(repr(self)) + notebook.table(self.stages)
+
     def save(self, directory: Path) -> None:
         """Write the stages and, unless the repair failed, the weights.
 
@@ -78,7 +85,7 @@ class RepairResult:
         told = {"chosen": self.chosen, "labelled": self.labelled}
         runs.write_text(directory / SUMMARY, json.dumps(told))
         with runs.replacing(directory / "stages.csv") as new:
-            self.stages.to_csv(new, index=False)
+            runs.write_csv(self.stages, new)
         if not self.failed:
             save_weights(self.model, directory / WEIGHTS)
 
@@ -92,8 +99,8 @@ class RepairResult:
             If the directory holds no finished repair of such a model.
         """
         try:
-            told = from_json((directory / SUMMARY).read_text())
-            stages = pd.read_csv(directory / "stages.csv", float_precision="round_trip")
+            told = json_text.loaded((runs.contained(directory) / SUMMARY).read_text())
+            stages = runs.read_csv(directory / "stages.csv", float_precision="round_trip")
             found = cls(copied(suspect), stages, told["chosen"], told["labelled"])
             failed = found.failed
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -22,7 +22,7 @@ from trompe.audit.probe import make_probe
 from trompe.audit.verdict import Calibration, Rule
 from trompe.audit.weights import weight_drift
 from trompe.audit.zoo import MODELS, Member
-from trompe.base.text import from_json
+from trompe.base import json_text
 from trompe.data import ImageDataset, load_data
 from trompe.data.images import Images
 from trompe.data.subset import Part
@@ -117,10 +117,10 @@ def evidence_of(member: Member, root: Path, *, seed: int = 0) -> pd.DataFrame:
             moved = {"section": "weights", "kind": "drift", "score": float(changes.median())}
             table = pd.concat([table, pd.DataFrame([moved])], ignore_index=True)
         with runs.replacing(path) as new:
-            table.to_csv(new, index=False)
+            runs.write_csv(table, new)
         runs.finish(root, path.stem, path)
     runs.check_intact(root, path)
-    return pd.read_csv(path, keep_default_na=True).assign(
+    return runs.read_csv(path, keep_default_na=True).assign(
         model=member.name,
         network=member.family,
         dataset=member.dataset,
@@ -135,7 +135,7 @@ def success(member: Member, root: Path) -> float:
     if not member.manipulated or member.recipe is None:
         return float("nan")
     return float(
-        from_json((member.recipe.weights(root / MODELS).parent / "success.json").read_text())
+        json_text.loaded((member.recipe.weights(root / MODELS).parent / "success.json").read_text())
     )
 
 

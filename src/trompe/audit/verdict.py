@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from trompe import runs
-from trompe.base.text import from_json
+from trompe.base import json_text
 from trompe.errors import TrompeError
 
 CLIP = (-1.0, 5.0)  # of a suspicion; one kind alone can't outweigh everything
@@ -174,7 +174,7 @@ def load_calibration(path: Path | None = None) -> Calibration:
     """
     source = path or files(__package__).joinpath("calibration.json")
     try:
-        found = from_json(source.read_text())
+        found = json_text.loaded(source.read_text())
         rules = {
             name: Rule(
                 {

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from trompe.base.text import from_yaml
+from trompe.base import yaml_text
 from trompe.errors import TrompeError
 
 M = TypeVar("M", bound=BaseModel)
@@ -127,10 +128,10 @@ def parsed(file: Traversable, what: str) -> Any:
         If it can't be read.
     """
     try:
-        return from_yaml(file.read_text())
+        return yaml_text.loaded(file.read_text())
     except FileNotFoundError as error:
         raise TrompeError(f"There is no {what} '{file}'; check the path.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise TrompeError(f"The {what} '{file}' can't be read as YAML: {error}.") from error
 
 

@@ -9,11 +9,12 @@ from dataclasses import fields
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from trompe.base import yaml_text
 from trompe.base.identity import fingerprint
-from trompe.base.text import from_yaml
 from trompe.errors import TrompeError
 
 T = TypeVar("T")
@@ -46,8 +47,8 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
                 f"In {kind} '{name}:{rest}', '{item}' is not an option; write {name}:option=value."
             )
         try:
-            options[key.strip()] = from_yaml(value)
-        except ValueError as error:
+            options[key.strip()] = yaml_text.loaded(value)
+        except yaml.YAMLError as error:
             raise TrompeError(
                 f"In {kind} '{name}:{rest}', the value of '{key}' can't be read: '{value}'."
             ) from error

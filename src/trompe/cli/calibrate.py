@@ -9,7 +9,6 @@ from typing import Annotated
 
 import pandas as pd
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from trompe import runs
@@ -18,7 +17,7 @@ from trompe.audit.verdict import Calibration
 from trompe.audit.zoo import Member, data_of, load_zoo
 from trompe.base.identity import fingerprint
 from trompe.base.progress import shown
-from trompe.cli.app import app, console, errors, examples, interruptible
+from trompe.cli.app import app, complain, console, examples, interruptible
 from trompe.cli.tables import percent
 from trompe.data import load_data
 from trompe.data.preprocessing import Preprocessing
@@ -53,6 +52,7 @@ def calibrate(
         members = [m for m in members if any(fnmatch(m.name, p) for p in models)]
     if not members:
         raise TrompeError("No model of the zoo has such a name; leave --models out.")
+    runs.contained(out)
     images = {spec: load_data(spec, Preprocessing(), check=False) for spec in data_of(members)}
     with interruptible(), runs.opened(out, {}, {"data": fingerprint(images)}):
         failed = _calibrate(members, out)
@@ -69,16 +69,16 @@ def _calibrate(members: Sequence[Member], out: Path) -> bool:
                 tables.append(evidence_of(member, out))
             except TrompeError as error:
                 failed = True
-                errors.print(f"[bold red]{member.name}:[/] {escape(str(error))}", soft_wrap=True)
+                complain(member.name, error)
             progress(done + 1, {})
     if not tables:
         raise TrompeError("No model of the zoo could be made.")
     evidence = pd.concat(tables, ignore_index=True)
     calibration, judged = calibrated(evidence)
     with runs.replacing(out / "evidence.csv") as new:
-        evidence.to_csv(new, index=False)
+        runs.write_csv(evidence, new)
     with runs.replacing(out / "models.csv") as new:
-        judged.to_csv(new, index=False)
+        runs.write_csv(judged, new)
     calibration.save(out / "calibration.json")
     _show(calibration, judged)
     console.print(f"Calibration: {out / 'calibration.json'}", soft_wrap=True)
@@ -104,7 +104,7 @@ def _show(calibration: Calibration, judged: pd.DataFrame) -> None:
     for treatment, of in by.agg(["mean", "count"]).groupby("treatment"):
         shares = of.droplevel(0)["mean"]
         table.add_row(
-            escape(str(treatment)),
+            str(treatment),
             str(int(of["count"].max())),
             *(percent(float(shares.get(s, float("nan")))) for s in ("alone", "reference")),
         )

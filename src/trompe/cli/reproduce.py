@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+import yaml
 
+from trompe import runs
+from trompe.base import yaml_text
 from trompe.base.messages import check_name
 from trompe.base.progress import shown
-from trompe.base.text import from_yaml
 from trompe.cli import fool, main, train  # noqa: F401 - what a cell's process imports once
-from trompe.cli.app import app, console, errors, examples, interruptible
+from trompe.cli.app import app, complain, console, examples, interruptible
 from trompe.cli.tables import show_grid
-from trompe.errors import TrompeError
+from trompe.errors import TrompeError, printable
 from trompe.experiments import (
     SCALES,
     SECTIONS,
@@ -97,11 +98,11 @@ def reproduce(
     check_name("part of the grid", what, WHAT)
     given = _typed(_pairs(set_, "--set")) | ({"seeds": seeds} if seeds > 1 else {})
     grid = load_grid(scale, data=data, bases=_pairs(base, "--base"), given=given)
-    root = out or Path("runs") / f"reproduce-{grid.scale}"
+    root = runs.contained(out or Path("runs") / f"reproduce-{grid.scale}")
     chosen = grid.chosen(WHAT[what], cells or []) if WHAT[what] else []
     if dry_run:
         for name, settings in texts(chosen, root):
-            print(f"# {name}\n{settings}---")
+            print(printable(f"# {name}\n{settings}---"))
         return
     words = _without_cells(sys.argv[1:])
     if not WHAT[what]:
@@ -128,7 +129,7 @@ def reproduce(
                 running.remove(cell)
             if failure:
                 failures[cell] = failure
-                errors.print(f"[bold red]{cell.name}:[/] {escape(failure)}", soft_wrap=True)
+                complain(cell.name, failure)
             results = collect(grid, root, known)
             refresh()
 
@@ -161,8 +162,8 @@ def _typed(given: dict[str, str]) -> dict[str, Any]:
     for name, text in given.items():
         check_name("setting", name, known)
         try:
-            values[name] = from_yaml(text)
-        except ValueError as error:
+            values[name] = yaml_text.loaded(text)
+        except yaml.YAMLError as error:
             raise TrompeError(f"--set {name}={text} can't be read ({error}).") from error
     return values
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from trompe.cli.app import console
 from trompe.evaluation import MANIPULATED, Evaluation, OverSeeds
@@ -50,7 +50,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
     if len(shown) < len(manipulated):
         console.print(f"The report shows {len(manipulated) - len(shown)} rows more.")
     for note in evaluation.notes:
-        console.print(f"Note: {note}", soft_wrap=True, markup=False)
+        console.print(f"Note: {note}", soft_wrap=True)
 
 
 def show_seeds(found: OverSeeds) -> None:
@@ -70,10 +70,10 @@ def _fooled(rates: pd.DataFrame, names: Sequence[str]) -> Table:
     explainer = Column("explainer", overflow="fold")
     table = Table(explainer, *names, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for (_, target), rows in rates.groupby(["objective_id", "target"], sort=False):
-        where = "" if target == "label" else escape(f", {target}")
-        table.add_row(f"[bold]{escape(rows['objective_text'].iloc[0])}{where}[/]")
+        where = "" if target == "label" else f", {target}"
+        table.add_row(Text(f"{rows['objective_text'].iloc[0]}{where}", "bold"))
         for row in rows.to_dict("records"):
-            name = escape(row["explainer"]) + (" *" if row["attacked"] else "")
+            name = str(row["explainer"]) + (" *" if row["attacked"] else "")
             table.add_row(name, *(FIGURES[figure](row) for figure in names))
     return table
 
@@ -106,7 +106,7 @@ def show_conservation(name: str, table: Any) -> None:
     for row in layers:
         layer = f"{row.layer or 'model'} {row.operation}"
         shares = (row.received, row.bias, row.stabiliser, row.other)
-        shown.add_row(escape(layer), escape(row.rule), *map(percent, shares))
+        shown.add_row(layer, row.rule, *map(percent, shares))
     console.print(shown)
     console.print(
         f"{percent(arrived.received)} % of the logit arrives at {arrived.layer}; lost are "

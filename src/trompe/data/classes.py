@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
+from trompe.base import yaml_text
 from trompe.base.messages import listed
-from trompe.base.text import from_yaml
 from trompe.data.dataset import Source
 from trompe.errors import TrompeError
 
@@ -168,8 +169,8 @@ def _output(given: Any, places: Mapping[str, int]) -> int | None:
 def _read(path: Path) -> Mapping[str, str]:
     """A mapping in a file, all of it text, so that a class may be called ``no`` or ``1e3``."""
     try:
-        found = from_yaml(path.read_text(encoding="utf-8"), typed=False)
-    except (OSError, ValueError) as error:
+        found = yaml_text.loaded(path.read_text(encoding="utf-8"), as_text=True)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise TrompeError(
             f"class_map can't be read from {path} ({error}); give a YAML or JSON file that maps "
             "each class to an output of the model."

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
 from trompe import runs
-from trompe.base.text import from_json
+from trompe.base import json_text
 from trompe.errors import TrompeError
-from trompe.evaluation import notes, schema
+from trompe.evaluation import notes, schema, shown
 from trompe.evaluation.pictures import Gallery
 
 LEGEND = "legend.json"
@@ -71,6 +70,12 @@ class Evaluation:
             *notes.the_same(self.accuracy, self.explanations),
         ]
 
+    def __repr__(self) -> str:
+        return shown.text(self.accuracy, self.explanations)
+
+    def _repr_html_(self) -> str:
+        return shown.html(self.accuracy, self.explanations, self.gallery, self.notes)
+
     def save(self, directory: Path) -> None:
         """Write the tables as CSV, the rows as parquet and the gallery as safetensors."""
         with runs.replacing(directory) as new:
@@ -80,7 +85,7 @@ class Evaluation:
             for attribute, (name, _) in _FILES.items():
                 table: pd.DataFrame = getattr(self, attribute)
                 if name.endswith(".csv"):
-                    table.to_csv(new / name, index=False)
+                    runs.write_csv(table, new / name)
                 else:
                     table.to_parquet(new / name, index=False)
             if self.gallery is not None:
@@ -96,7 +101,7 @@ class Evaluation:
             If there is none, another version of trompe wrote it, or a file can't be read or lacks
             a column.
         """
-        known = _legend(directory / LEGEND)
+        known = _legend(runs.contained(directory) / LEGEND)
         tables = {
             key: read_table(directory / name, columns) for key, (name, columns) in _FILES.items()
         }
@@ -107,7 +112,7 @@ class Evaluation:
 
 
 def _legend(path: Path) -> dict[str, Any]:
-    found = _read(path, lambda p: from_json(p.read_text())) if path.is_file() else {}
+    found = _read(path, lambda p: json_text.loaded(p.read_text())) if path.is_file() else {}
     sound = isinstance(found, dict) and isinstance(found.get("things"), dict)
     if not sound or found.get("version") != schema.VERSION:
         raise TrompeError(
@@ -125,7 +130,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     TrompeError
         If it can't be read or lacks a column.
     """
-    reader = pd.read_csv if path.suffix == ".csv" else _parquet
+    reader = runs.read_csv if path.suffix == ".csv" else runs.read_parquet
     table = _read(path, reader) if path.is_file() else pd.DataFrame()
     if table.empty:
         return pd.DataFrame(columns=list(columns))
@@ -135,16 +140,10 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def _parquet(path: Path) -> pd.DataFrame:
-    """Read in this thread: what pyarrow's threads wait for may never come where memory is short."""
-    table: pd.DataFrame = pq.ParquetFile(path).read(use_threads=False).to_pandas(use_threads=False)
-    return table
-
-
 def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(path)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError, MemoryError) as error:
         raise TrompeError(f"{path} can't be read ({error}); make it again.") from error

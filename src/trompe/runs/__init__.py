@@ -9,7 +9,9 @@ from trompe.runs.directory import (
     check_intact,
     check_sealed,
     config_of,
+    contained,
     environment_of,
+    file_name,
     finish,
     finished,
     locked,
@@ -23,6 +25,7 @@ from trompe.runs.directory import (
     write_text,
     writing,
 )
+from trompe.runs.tables import bounded, read_csv, read_parquet, write_csv
 from trompe.runs.tensors import Rows
 
 __all__ = [
@@ -32,20 +35,26 @@ __all__ = [
     "STATUS",
     "Rows",
     "array",
+    "bounded",
     "check_intact",
     "check_sealed",
     "config_of",
+    "contained",
     "environment_of",
+    "file_name",
     "finish",
     "finished",
     "locked",
     "opened",
     "part",
+    "read_csv",
+    "read_parquet",
     "remove",
     "replacing",
     "require_space",
     "seal",
     "unfinished",
+    "write_csv",
     "write_text",
     "writing",
 ]

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from trompe import runs
 from trompe.base import processes
-from trompe.base.text import from_json
 from trompe.errors import TrompeError
 from trompe.explainers.targets import Target
 from trompe.models.hooks import evaluation_mode
@@ -164,11 +164,8 @@ class Found:
         if not path.exists():
             return None
         try:
-            given: dict[str, Any] = from_json(path.read_text())
-            for key in ("objective", "weight"):
-                given[key] = tuple(given[key])
-            return cls(**given)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except ValueError as error:
             raise TrompeError(
                 f"'{path}' can't be read ({error}): it is damaged, or from another version. "
                 "Remove it to go on without what it says."

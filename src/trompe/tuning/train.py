@@ -17,10 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from trompe import runs
-from trompe.base import processes
+from trompe.base import json_text, processes
 from trompe.base.identity import fingerprint
 from trompe.base.settings import Whole
-from trompe.base.text import from_json
 from trompe.data.dataset import ImageDataset
 from trompe.data.images import Images, check_labels, fingerprint_of, first_image
 from trompe.errors import TrompeError
@@ -29,6 +28,7 @@ from trompe.metrics import in_top
 from trompe.models import copied
 from trompe.models.call import class_count, logits_of, placed
 from trompe.models.normalised import normalised
+from trompe.notebook import percent
 from trompe.tuning.accelerator import accelerating
 from trompe.tuning.loop import Batches, Loss, OnStep, architecture, once, optimise, restored
 from trompe.tuning.recipe import Tuning, parameters_of, scheduler
@@ -46,6 +46,12 @@ class TrainResult:
     top1: tuple[float, float, float] | None
     run_dir: Path | None
 
+    def __repr__(self) -> str:
+        told = f"{type(self.model).__name__} after {len(self.history)} steps of training"
+        if self.top1 is not None:
+            told += ", top-1 {} ({} to {})".format(*map(percent, self.top1))
+        return told + (f", in {self.run_dir}" if self.run_dir else "")
+
     @classmethod
     def load(cls, directory: str | Path, model: nn.Module | None = None) -> TrainResult:
         """Read the run that a directory holds; parameters and errors as `FoolResult.load`."""
@@ -61,7 +67,7 @@ def _measured(path: Path) -> tuple[float, float, float] | None:
     if not path.exists():
         return None
     try:
-        told = from_json(path.read_text())
+        told = json_text.loaded(path.read_text())
         return told["top1"], told["low"], told["high"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrompeError(f"'{path}' can't be read ({error}); run its command again.") from error

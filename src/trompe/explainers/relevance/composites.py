@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trompe.base import code
+import yaml
+
+from trompe.base import code, yaml_text
 from trompe.base.identity import Identified
 from trompe.base.messages import check_name
 from trompe.base.registry import Registry
-from trompe.base.text import from_yaml
 from trompe.errors import TrompeError
 from trompe.explainers.relevance.operations import KINDS, RULES, OperationRule
 from trompe.explainers.relevance.record import Operation
@@ -243,8 +244,9 @@ def find_composite(composite: str | Path | Composite) -> Composite:
 
 def _read(path: Path) -> Composite:
     try:
-        content = from_yaml(path.read_text())
-    except (OSError, ValueError) as error:
+        code.refuse_found(path, "a file elsewhere")
+        content = yaml_text.loaded(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise TrompeError(f"The composite '{path}' can't be read as YAML: {error}.") from error
     lines = content.get("rules") if isinstance(content, dict) else None
     if (
