@@ -32,6 +32,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ ZOO = {
         "train": {"check": False, "batch_size": 20},
         "fool": {"check": False, "batch_size": 8, "steps": 2, "lr": 1e-3},
     },
+    "copies": {"base-pruned": {"of": "base", "prune": 0.5}},
     "manipulated": {"location:high=10.0": {"grad-cam": {"weight": [4]}}},
 }
 MODEL = "--model nets.py:normed --num-classes 3"
@@ -195,9 +197,9 @@ def started(folder: Path, words: list[str], prepare: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def ended(process: int) -> int:
+def ended(process: int, *, hours: float = 1 / 30) -> int:
     """Wait for a fork and all that it left behind; its exit code, negative if it was killed."""
-    code, limit = HUNG, time.monotonic() + 120
+    code, limit = HUNG, time.monotonic() + 3600 * hours
     while True:  # orphans are ours
         try:
             found, status = os.waitpid(-1, os.WNOHANG)
@@ -263,7 +265,7 @@ def little_memory(more: int) -> None:
 def other_picture(number: int) -> None:
     """A file of the data shows something else."""
     file = sorted(Path().glob("[df][ae][tw]*/*/*.png"))[number]
-    _picture(np.random.default_rng(number + 1000), 0).save(file)
+    picture(np.random.default_rng(number + 1000), 0).save(file)
 
 
 def unprivileged(act: Prepare) -> Prepare:
@@ -369,7 +371,8 @@ def inject(command: str, kind: str, folder: Path, whole: Whole, moment: random.R
 # Inputs and comparison --------------------------------------------------------------------------
 
 
-def _picture(drawn: np.random.Generator, label: int) -> Image.Image:
+def picture(drawn: np.random.Generator, label: int) -> Image.Image:
+    """Noise with a bright square of a colour."""
     pixels = drawn.integers(60, 140, (16, 16, 3), np.uint8)
     row, column = drawn.integers(0, 10, 2)
     pixels[row : row + 6, column : column + 6, label] = 240
@@ -384,7 +387,7 @@ def make_inputs(folder: Path) -> None:
             label = number % 3
             place = folder / name / ("red", "green", "blue")[label]
             place.mkdir(parents=True, exist_ok=True)
-            _picture(drawn, label).save(place / f"{number:03}.png")
+            picture(drawn, label).save(place / f"{number:03}.png")
     (folder / "nets.py").write_text(NETWORKS)
     (folder / "grid.yaml").write_text(yaml.safe_dump(GRID))
     (folder / "zoo.yaml").write_text(yaml.safe_dump(ZOO))
@@ -600,10 +603,8 @@ def main() -> Iterator[str]:
         shutil.rmtree(work / "whole", ignore_errors=True)
         whole = Whole(command, inputs, work / "whole")
         yield f"{command}: {whole.writes} writes in {whole.seconds:.1f} s"
-        for number in range(given.trials):
-            for kind in given.kinds:
-                if (command, kind, number) in known:
-                    continue
+        for number, kind in product(range(given.trials), given.kinds):
+            if (command, kind, number) not in known:
                 result = attempt(command, kind, number, inputs, work, whole)
                 with attempts.open("a") as file:
                     file.write(json.dumps(result) + "\n")
