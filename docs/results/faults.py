@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import product
@@ -542,9 +542,9 @@ def warm_up() -> None:
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # orphans come to this process
 
 
-def imported_by(inputs: Path, work: Path) -> None:
+def imported_by(commands: Sequence[str], inputs: Path, work: Path) -> None:
     """Let each command run once, and import here what it imported."""
-    for command in LIES:
+    for command in commands:
         folder = work / "attempt"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(inputs, folder)
@@ -596,7 +596,7 @@ def main() -> Iterator[str]:
         (work / "inputs.new").mkdir(parents=True)
         make_inputs(work / "inputs.new")
         (work / "inputs.new").rename(inputs)
-    imported_by(inputs, work)
+    imported_by(given.commands or [*LIES], inputs, work)
     done = attempts.read_text().splitlines() if attempts.exists() else []
     known = {tuple(json.loads(line)[k] for k in ("command", "fault", "number")) for line in done}
     for command in given.commands or LIES:

@@ -118,6 +118,7 @@ def evidence_of(member: Member, root: Path, *, seed: int = 0) -> pd.DataFrame:
             table = pd.concat([table, pd.DataFrame([moved])], ignore_index=True)
         with runs.replacing(path) as new:
             runs.write_csv(table, new)
+    if path.stem not in runs.finished(root):
         runs.finish(root, path.stem, path)
     runs.check_intact(root, path)
     return runs.read_csv(path, keep_default_na=True).assign(

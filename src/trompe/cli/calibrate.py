@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,6 +16,7 @@ from trompe import runs
 from trompe.audit.calibrate import calibrated, evidence_of
 from trompe.audit.verdict import Calibration
 from trompe.audit.zoo import Member, data_of, load_zoo
+from trompe.base import json_text
 from trompe.base.identity import fingerprint
 from trompe.base.progress import shown
 from trompe.cli.app import app, complain, console, examples, interruptible
@@ -53,11 +55,24 @@ def calibrate(
     if not members:
         raise TrompeError("No model of the zoo has such a name; leave --models out.")
     runs.contained(out)
-    images = {spec: load_data(spec, Preprocessing(), check=False) for spec in data_of(members)}
-    with interruptible(), runs.opened(out, {}, {"data": fingerprint(images)}):
+    with interruptible(), runs.opened(out, {}, {}):
+        _check_data(members, out)
         failed = _calibrate(members, out)
     if failed:
         raise typer.Exit(1)
+
+
+def _check_data(members: Sequence[Member], out: Path) -> None:
+    """Keep what the members' data is, and refuse other data of the same name."""
+    path = out / "data.json"
+    known = json_text.loaded(path.read_text()) if path.exists() else {}
+    for spec in data_of(members):
+        found = fingerprint(load_data(spec, Preprocessing(), check=False))
+        if known.setdefault(spec, found) != found:
+            raise TrompeError(
+                f"'{out}' holds models of other images in {spec}; give another --out."
+            )
+    runs.write_text(path, json.dumps(known, indent=1))
 
 
 def _calibrate(members: Sequence[Member], out: Path) -> bool:
