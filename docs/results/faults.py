@@ -312,7 +312,6 @@ KINDS = [
 def inject(command: str, kind: str, folder: Path, whole: Whole, moment: random.Random) -> int:
     """Run a command with a fault in it; its exit code."""
     words, at = words_of(command), moment.randint(1, whole.writes)
-    kill = partial(os.kill, os.getpid(), 0)
 
     def itself(number: signal.Signals) -> Callable[[], None]:
         return lambda: os.kill(os.getpid(), number)
@@ -359,7 +358,7 @@ def inject(command: str, kind: str, folder: Path, whole: Whole, moment: random.R
     if kind == "changed data file":
         number = moment.randrange(24)
         return ended(started(folder, words, at_write(lambda: other_picture(number), at)))
-    assert kind == "two processes", kill
+    assert kind == "two processes", kind
     process = started(folder, words, at_write(itself(signal.SIGSTOP), at))
     os.waitpid(process, os.WUNTRACED)
     second = started(folder, words, lambda: None)
@@ -403,25 +402,27 @@ def make_inputs(folder: Path) -> None:
     (folder / "said.log").unlink()
 
 
+def laid_out(command: str, inputs: Path, folder: Path) -> None:
+    """A copy of the inputs; the folder of a figure is there before it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(inputs, folder)
+    if command == "figure":
+        (folder / RUN).mkdir()
+
+
 class Whole:
     """What a command makes without a fault, how long it takes, and how often it writes."""
 
     def __init__(self, command: str, inputs: Path, folder: Path) -> None:
-        shutil.copytree(inputs, folder)
-        trace: list[Trace] = []
-
-        def prepare() -> None:
-            sys.addaudithook(Trace())
-
+        laid_out(command, inputs, folder)
         begun = time.monotonic()
-        code = ended(started(folder, words_of(command), prepare))
+        code = ended(started(folder, words_of(command), lambda: sys.addaudithook(Trace())))
         self.seconds = time.monotonic() - begun
         self.code, said = code, (folder / "said.log").read_text()
         assert code in (0, 1), said
         self.writes = len((folder / "writes.log").read_text().splitlines())
         self.files = contents(folder / RUN)
         assert self.files, said
-        del trace
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -489,8 +490,7 @@ def attempt(command: str, kind: str, number: int, inputs: Path, work: Path, whol
     """One fault, and the same command again; what came of it."""
     moment = random.Random(f"{command} {kind} {number}")
     folder = work / "attempt"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(inputs, folder)
+    laid_out(command, inputs, folder)
     code = inject(command, kind, folder, whole, moment)
     said = (folder / "said.log").read_text()
     result: dict[str, Any] = {"command": command, "fault": kind, "number": number, "code": code}
@@ -512,6 +512,8 @@ def attempt(command: str, kind: str, number: int, inputs: Path, work: Path, whol
     if damaged and again == 2 and (damaged.name in told or damaged.parent.name in told):
         result["refused"] = str(damaged.relative_to(folder))
         shutil.rmtree(folder / RUN)
+        if command == "figure":
+            (folder / RUN).mkdir()
         again = ended(started(folder, words_of(command), lambda: None))
     after = contents(folder / RUN)
     differing = [n for n in {*after, *whole.files} if after.get(n) != whole.files.get(n)]
@@ -546,20 +548,16 @@ def imported_by(commands: Sequence[str], inputs: Path, work: Path) -> None:
     """Let each command run once, and import here what it imported."""
     for command in commands:
         folder = work / "attempt"
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(inputs, folder)
+        laid_out(command, inputs, folder)
         names = folder / "modules.txt"
 
         def prepare(names: Path = names) -> None:
-            import atexit
-
             def told(event: str, args: tuple[Any, ...]) -> None:
                 if event == "import":
                     with suppress(OSError), names.open("a") as file:
                         file.write(f"{args[0]}\n")
 
             sys.addaudithook(told)
-            del atexit
 
         ended(started(folder, words_of(command), prepare))
         for name in dict.fromkeys(names.read_text().splitlines()) if names.exists() else ():
@@ -600,7 +598,6 @@ def main() -> Iterator[str]:
     done = attempts.read_text().splitlines() if attempts.exists() else []
     known = {tuple(json.loads(line)[k] for k in ("command", "fault", "number")) for line in done}
     for command in given.commands or LIES:
-        shutil.rmtree(work / "whole", ignore_errors=True)
         whole = Whole(command, inputs, work / "whole")
         yield f"{command}: {whole.writes} writes in {whole.seconds:.1f} s"
         for number, kind in product(range(given.trials), given.kinds):
