@@ -185,7 +185,7 @@ class TestTexts:
 
         assert called("thing", "made", made, "low=1e-3,high=4,name=5") == (1e-3, 4, 5)
         for wrong in ("low=x", "high=2.5", "high=[1]"):
-            with pytest.raises(TrompeError, match=r"thing 'made:.*' can't be made: Input should"):
+            with pytest.raises(TrompeError, match="must be a"):
                 called("thing", "made", made, wrong)
 
 

@@ -20,6 +20,7 @@ from trompe.base.messages import first_sentence
 from trompe.colour import overlay
 from trompe.errors import TrompeError
 from trompe.evaluation.pictures import pixels
+from trompe.models.weights import plain_content
 
 SUMMARY, PICTURES = "audit.json", "pictures.pt"
 TABLES = ("evidence", "marks", "weights")
@@ -143,7 +144,7 @@ class AuditReport:
         try:
             told = json_text.loaded((runs.contained(directory) / SUMMARY).read_text())
             tables = {name: runs.read_parquet(directory / f"{name}.parquet") for name in TABLES}
-            exhibits, pairs = torch.load(directory / PICTURES, weights_only=True)
+            exhibits, pairs = plain_content(directory / PICTURES)
             return cls(
                 verdicts={section: Verdict(**of) for section, of in told["verdicts"].items()},
                 agreement=told["agreement"],

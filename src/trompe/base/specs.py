@@ -6,11 +6,9 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import fields
-from types import NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from trompe.base import yaml_text
@@ -18,7 +16,6 @@ from trompe.base.identity import fingerprint
 from trompe.errors import TrompeError
 
 T = TypeVar("T")
-_NUMBERS = {int, float, bool, NoneType}
 _COMMA = re.compile(r",(?![^\[]*\])")
 
 
@@ -40,6 +37,7 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
         If an option is unknown, missing, not ``key=value``, or has a value that can't be used.
     """
     options: dict[str, Any] = {}
+    texts: dict[str, str] = {}
     for item in _COMMA.split(rest) if rest else []:
         key, equals, value = item.partition("=")
         if not equals:
@@ -47,7 +45,7 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
                 f"In {kind} '{name}:{rest}', '{item}' is not an option; write {name}:option=value."
             )
         try:
-            options[key.strip()] = yaml_text.loaded(value)
+            options[key.strip()], texts[key.strip()] = yaml_text.loaded(value), value.strip()
         except yaml.YAMLError as error:
             raise TrompeError(
                 f"In {kind} '{name}:{rest}', the value of '{key}' can't be read: '{value}'."
@@ -68,25 +66,32 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
     if missing:
         example = ",".join(f"{key}=..." for key in missing)
         raise TrompeError(f"The {kind} '{name}' needs {name}:{example}.")
-    kinds = _numeric(factory)
+    for key in options.keys() & known.keys():
+        options[key] = _as_annotated(known[key], options[key], texts[key], f"{kind} '{name}'")
     try:
-        for key in kinds.keys() & options.keys():
-            options[key] = TypeAdapter(kinds[key]).validate_python(options[key])
         return factory(**options)
     except TrompeError:
         raise
     except (TypeError, ValueError, OverflowError) as error:
-        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise TrompeError(f"The {kind} '{name}:{rest}' can't be made: {said}.") from error
+        raise TrompeError(f"The {kind} '{name}:{rest}' can't be made: {error}.") from error
 
 
-def _numeric(factory: Callable[..., Any]) -> dict[str, Any]:
-    """The types of the parameters that are numbers."""
-    try:
-        hints = get_type_hints(factory)
-    except (NameError, TypeError):  # nobody says what they are
-        return {}
-    return {key: hint for key, hint in hints.items() if {*(get_args(hint) or [hint])} <= _NUMBERS}
+def _as_annotated(parameter: inspect.Parameter, value: Any, text: str, where: str) -> Any:
+    """A value that must be text as it was written, ``layer=3``; one that must be a number checked.
+
+    Raises
+    ------
+    TrompeError
+        If it is none.
+    """
+    expected = str(parameter.annotation).removesuffix(" | None")
+    if "str" in expected.split(" | ") and value is not None:
+        return text
+    kinds = {"int": int, "float": int | float}
+    if expected in kinds and not isinstance(value, kinds[expected] | None):
+        number = "a whole number" if expected == "int" else "a number"
+        raise TrompeError(f"{parameter.name} of {where} must be {number}, not '{text}'.")
+    return value
 
 
 def spelled(factory: Callable[..., T], name: str) -> Callable[..., T]:

@@ -69,6 +69,16 @@ SEEDS_ACCURACY: Columns = ("model", "seeds", *ACCURACY[1:])
 PREDICTIONS = ("index", "name", "label", "class", ORIGINAL, "original_top1", "original_top5")
 """One row per image; the last three also of every other model."""
 
+COMPARED_RATES: Columns = ("run", *EXPLANATIONS)
+"""One row per run, explainer, objective and target: those of the manipulated model."""
+
+COMPARED: Columns = ("run", "images", "top1", "top1_low", "top1_high", "original_top1")
+COMPARED += ("control_top1", "drop", "fsr", "fsr_low", "fsr_high", "untouched", "control", "front")
+"""One row per run. ``fsr`` and what stands beside it are of the attacked explainer that is fooled
+least; ``front``: no other run fools more at the same accuracy, or is more accurate and fools as
+many.
+"""
+
 GRID = ("cell", "section", "network", "objective", "through", "finished", "seeds")
 """What a row of a grid's tables is about.
 

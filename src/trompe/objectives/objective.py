@@ -36,7 +36,7 @@ class Objective(Identified, ABC):
     Parameters
     ----------
     low, high
-        The interval, ends included.
+        The interval of the test loss that counts as fooled, ends included.
     margin
         Not in the paper: a test loss in the interval at which an image has been fooled well enough
         and is pushed no further. None: pushed without end, as in the paper.
