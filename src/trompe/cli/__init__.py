@@ -6,7 +6,7 @@ Options are the fields of the job of each command.
 import sys
 import warnings
 
-from trompe.base.memory import keep_freed_memory
+from trompe.base.memory import is_out_of_memory, keep_freed_memory
 from trompe.cli.app import app, complain
 from trompe.cli.usage import UsageError, sentence
 from trompe.errors import TrompeError
@@ -25,4 +25,13 @@ def main() -> None:
         sys.exit(2)
     except TrompeError as error:
         complain("Error", error)
+        sys.exit(2)
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        complain(
+            "Error",
+            "There is not enough memory; free some, or take smaller batches. What is finished is "
+            "kept.",
+        )
         sys.exit(2)

@@ -96,6 +96,11 @@ def load_model(
     return LoadedModel(model.eval(), preprocessing)
 
 
+def from_nothing(name: str, weights: str | Path | None = None) -> bool:
+    """Whether `load_model` would give this model random weights."""
+    return (_own_weights(name) if weights is None else weights) == "random"
+
+
 def _own_weights(name: str) -> str | Path:
     if name in EMBEDDED:
         return packaged_weights(name)
