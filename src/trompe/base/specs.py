@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 import yaml
 from torch import Tensor
 
-from trompe.base.identity import fingerprint
+from trompe.base.identity import Identified, fingerprint
 from trompe.errors import TrompeError
 
 T = TypeVar("T")
-_COMMA = re.compile(r",(?![^\[]*\])")
+_LIST = re.compile(r"\s*[-+.\d]+\s*,")
+# Between options; not within brackets or quotes, nor before a number, which goes on a list.
+_COMMA = re.compile(r""",(?![^\[]*\])(?=([^']*'[^']*')*[^']*$)(?!\s*[-+.\d]+\s*(,|$))""")
 
 
 def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
@@ -28,7 +30,7 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
     factory
         Takes the options.
     rest
-        The options as text; values are read as YAML, ``[1, 2]`` as a list.
+        The options as text; values are read as YAML, ``[1, 2]`` and ``1,2`` as a list.
 
     Raises
     ------
@@ -36,14 +38,14 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
         If an option is unknown, missing, or not ``key=value``.
     """
     options: dict[str, Any] = {}
-    for item in _COMMA.split(rest) if rest else []:
+    for item in _split(rest) if rest else []:
         key, equals, value = item.partition("=")
         if not equals:
             raise TrompeError(
                 f"In {kind} '{name}:{rest}', '{item}' is not an option; write {name}:option=value."
             )
         try:
-            options[key.strip()] = yaml.safe_load(value)
+            options[key.strip()] = yaml.safe_load(f"[{value}]" if _LIST.match(value) else value)
         except yaml.YAMLError as error:
             raise TrompeError(
                 f"In {kind} '{name}:{rest}', the value of '{key}' can't be read: '{value}'."
@@ -65,6 +67,14 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
         example = ",".join(f"{key}=..." for key in missing)
         raise TrompeError(f"The {kind} '{name}' needs {name}:{example}.")
     return factory(**options)
+
+
+def _split(rest: str) -> list[str]:
+    found, start = [], 0
+    for comma in _COMMA.finditer(rest):
+        found.append(rest[start : comma.start()])
+        start = comma.end()
+    return [*found, rest[start:]]
 
 
 def spelled(factory: Callable[..., T], name: str) -> Callable[..., T]:
@@ -92,5 +102,12 @@ def text(name: str, described: Any) -> str:
     What was not found by its own name is called by the one that it was found by.
     """
     name = getattr(described, "spelling", name)
-    options = [f"{key}={value}" for key, value in given(described).items()]
+    options = [f"{key}={_written(value)}" for key, value in given(described).items()]
     return f"{name}:{','.join(options)}" if options else name
+
+
+def _written(value: Any) -> str:
+    """An option's value: numbers one after the other, and what has options itself in quotes."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"'{value}'" if isinstance(value, Identified) and "=" in str(value) else str(value)

@@ -17,6 +17,7 @@ from torch import Tensor
 from trompe.base import specs
 from trompe.base.identity import Identified
 from trompe.data.images import Images
+from trompe.data.triggers import TRIGGERS, Trigger
 from trompe.errors import TrompeError
 from trompe.explainers.targets import Label, Target
 
@@ -31,12 +32,19 @@ class Objective(Identified, ABC):
     given), ``aim``, what it makes an explainer do ("lights up a fixed mask"), ``measure``, what its
     test loss is; whether it needs the original's maps (``needs_original``) and composites
     (``on_composites``); ``targets``, what its maps explain; ``ample``, the margin that serves a lie
-    whose settings are found, unless it has its own (None: none).
+    whose settings are found, unless it has its own (None: none); ``apart``, the loss of unrelated
+    maps, which a weight that is found goes by instead of the original's loss.
 
     Parameters
     ----------
     low, high
         The interval, ends included.
+    trigger
+        What is put into the images that it looks at, an object or text; None for nothing. The
+        original's maps are those of the images without it.
+    flip_to
+        The class that the images are predicted as where the trigger is; None for the same as
+        without it.
     margin
         Not in the paper: a test loss in the interval at which an image has been fooled well enough
         and is pushed no further. None: pushed without end, as in the paper.
@@ -53,6 +61,8 @@ class Objective(Identified, ABC):
     low: float = field(kw_only=True)
     high: float = field(kw_only=True)
     margin: float | None = field(default=None, kw_only=True)
+    trigger: Trigger | str | None = field(default=None, kw_only=True)
+    flip_to: int | None = field(default=None, kw_only=True)
 
     def classes(self, labels: Tensor) -> Maps:
         """The classes to explain, one ``[N]`` tensor per target."""
@@ -86,11 +96,27 @@ class Objective(Identified, ABC):
         """The test loss per image ``[N]``, one per target; the loss unless overridden."""
         return (self.loss(maps, original).detach(),)
 
+    def aimed(self, maps: Maps, original: Maps | None = None) -> Maps | None:
+        """The maps ``[N, h, w]`` that it asks for, of the same sizes; None if it asks for none."""
+        return None
+
     def fooled(self, test_loss: Tensor) -> Tensor:
         """Whether each test loss lies in the interval. Boolean ``[N]``."""
         return (test_loss >= self.low) & (test_loss <= self.high)
 
     def __post_init__(self) -> None:
+        if isinstance(self.trigger, str):
+            object.__setattr__(self, "trigger", TRIGGERS.build(self.trigger))
+        if self.trigger is None and self.flip_to is not None:
+            raise TrompeError(
+                f"Predictions become class {self.flip_to} where a trigger is, and {self.name} has "
+                "none; give a trigger too."
+            )
+        if self.trigger is not None and self.on_composites:
+            raise TrompeError(
+                f"The objective {self.name} looks at composites, which carry no trigger; leave the "
+                "trigger out, or take another objective."
+            )
         if not self.low <= self.high:
             raise TrompeError(
                 f"The interval of {self.name} is empty: low={self.low} is above high={self.high}."
