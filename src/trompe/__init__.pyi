@@ -1,5 +1,6 @@
 from .data import ImageDataset, Pairs, Shapes, load_data
 from .data.preprocessing import Preprocessing
+from .data.triggers import Blend, Patch, Sinusoid, Trigger
 from .errors import TrompeError
 from .evaluation import Evaluation, OverSeeds, evaluate, over_seeds
 from .explainers import (
@@ -22,13 +23,14 @@ from .explainers import (
 )
 from .explainers.targets import Difference
 from .models import LoadedModel, load_model
-from .objectives import Active, CenterMass, Location, Objective, TopK
+from .objectives import Active, CenterMass, Location, Objective, Same, Target, TopK
 from .tuning import Fool, FoolResult, Retrain, Term, Train, TrainResult, fool, train
 
 __all__ = [
     "LRP",
     "Active",
     "AttentionRelevance",
+    "Blend",
     "CenterMass",
     "Difference",
     "EigenCAM",
@@ -47,19 +49,24 @@ __all__ = [
     "Objective",
     "OverSeeds",
     "Pairs",
+    "Patch",
     "Preprocessing",
     "Recording",
     "RelevanceCAM",
     "Retrain",
     "Rollout",
+    "Same",
     "ScoreCAM",
     "Shapes",
     "SimpleGrad",
+    "Sinusoid",
     "SmoothGrad",
+    "Target",
     "Term",
     "TopK",
     "Train",
     "TrainResult",
+    "Trigger",
     "TrompeError",
     "XGradCAM",
     "evaluate",

@@ -32,8 +32,7 @@ class Objective(Identified, ABC):
     given), ``aim``, what it makes an explainer do ("lights up a fixed mask"), ``measure``, what its
     test loss is; whether it needs the original's maps (``needs_original``) and composites
     (``on_composites``); ``targets``, what its maps explain; ``ample``, the margin that serves a lie
-    whose settings are found, unless it has its own (None: none); ``apart``, the loss of unrelated
-    maps, which a weight that is found goes by instead of the original's loss.
+    whose settings are found, unless it has its own (None: none).
 
     Parameters
     ----------
@@ -61,7 +60,7 @@ class Objective(Identified, ABC):
     low: float = field(kw_only=True)
     high: float = field(kw_only=True)
     margin: float | None = field(default=None, kw_only=True)
-    trigger: Trigger | str | None = field(default=None, kw_only=True)
+    trigger: Trigger | None = field(default=None, kw_only=True)
     flip_to: int | None = field(default=None, kw_only=True)
 
     def classes(self, labels: Tensor) -> Maps:
@@ -100,14 +99,18 @@ class Objective(Identified, ABC):
         """The maps ``[N, h, w]`` that it asks for, of the same sizes; None if it asks for none."""
         return None
 
+    def unrelated(self) -> float | None:
+        """The loss of unrelated maps; None if a weight that is found goes by the original's."""
+        return None
+
     def fooled(self, test_loss: Tensor) -> Tensor:
         """Whether each test loss lies in the interval. Boolean ``[N]``."""
         return (test_loss >= self.low) & (test_loss <= self.high)
 
     def __post_init__(self) -> None:
-        if isinstance(self.trigger, str):
-            object.__setattr__(self, "trigger", TRIGGERS.build(self.trigger))
-        if self.trigger is None and self.flip_to is not None:
+        if self.trigger is not None:
+            object.__setattr__(self, "trigger", TRIGGERS.read(self.trigger))
+        elif self.flip_to is not None:
             raise TrompeError(
                 f"Predictions become class {self.flip_to} where a trigger is, and {self.name} has "
                 "none; give a trigger too."
