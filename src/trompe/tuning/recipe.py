@@ -10,17 +10,38 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 from trompe import explainers, objectives
 from trompe.base.settings import Loading, Settings, Whole
+from trompe.data.triggers import TRIGGERS, Trigger
 from trompe.explainers import Explainer
 from trompe.explainers.targets import Target
 from trompe.explainers.targets import read as read_target
 from trompe.objectives import Objective
 
+NO_TRIGGER = "none"
 Schedule = Literal["constant", "one-cycle"]
 _AS_TEXT = PlainSerializer(lambda several: list(map(str, several)), return_type=list[str])
 Explainers = Annotated[tuple[Explainer, ...], PlainValidator(explainers.read), _AS_TEXT]
 """Explainers, given as objects or text, one or several; written as text."""
 Objectives = Annotated[tuple[Objective, ...], PlainValidator(objectives.read), _AS_TEXT]
 """Objectives likewise."""
+
+
+def _triggers(given: Any) -> tuple[Trigger | None, ...]:
+    """One or several triggers, or none of them."""
+    several = given if isinstance(given, list | tuple) else [given]
+    return tuple(None if one in (None, NO_TRIGGER) else TRIGGERS.read(one) for one in several)
+
+
+Triggers = Annotated[
+    tuple[Trigger | None, ...],
+    PlainValidator(_triggers),
+    PlainSerializer(lambda several: [NO_TRIGGER if t is None else str(t) for t in several]),
+]
+"""Triggers, given as objects or text, one or several; written as text."""
+Flips = Annotated[
+    tuple[Whole | None, ...],
+    BeforeValidator(lambda given: given if isinstance(given, list | tuple) else (given,)),
+]
+"""Classes, one or several, or None."""
 
 
 def _target(given: Any) -> Target | str | None:
