@@ -22,6 +22,8 @@ _FILES = {
     "explanations": ("explanations.csv", schema.EXPLANATIONS),
     "predictions": ("predictions.parquet", schema.PREDICTIONS),
     "maps": ("explanations.parquet", schema.MAPS),
+    "triggers": ("triggers.csv", schema.TRIGGERS),
+    "triggered": ("triggers.parquet", schema.TRIGGERED),
 }
 
 
@@ -41,8 +43,15 @@ class Evaluation:
         shares of maps that are empty or not finite. See `schema.EXPLANATIONS`.
     predictions, maps
         The rows per image behind the two tables.
+    triggers
+        One row per trigger and model: accuracy, agreement with what the original predicts without
+        the trigger, and attack success rate, each with its interval.
+    triggered
+        The rows per image behind it.
     gallery
         Images and heatmaps to look at.
+    galleries
+        The same images with each trigger in them, by its fingerprint.
     legend
         What the explainers and objectives are called and what they mean, by fingerprint.
     images
@@ -57,6 +66,9 @@ class Evaluation:
     gallery: Gallery | None
     legend: schema.Legend
     images: Mapping[str, str] = field(default_factory=dict)
+    triggers: pd.DataFrame = field(default_factory=lambda: _empty(schema.TRIGGERS))
+    triggered: pd.DataFrame = field(default_factory=lambda: _empty(schema.TRIGGERED))
+    galleries: Mapping[str, Gallery] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
@@ -77,12 +89,16 @@ class Evaluation:
             (new / LEGEND).write_text(json.dumps(written, indent=2, ensure_ascii=False))
             for attribute, (name, _) in _FILES.items():
                 table: pd.DataFrame = getattr(self, attribute)
+                if table.empty and attribute in ("triggers", "triggered"):
+                    continue
                 if name.endswith(".csv"):
                     table.to_csv(new / name, index=False)
                 else:
                     table.to_parquet(new / name, index=False)
             if self.gallery is not None:
                 self.gallery.save(new / "gallery.safetensors")
+            for trigger, gallery in self.galleries.items():
+                gallery.save(new / f"gallery-{trigger}.safetensors")
 
     @classmethod
     def load(cls, directory: Path) -> Evaluation:
@@ -101,7 +117,15 @@ class Evaluation:
         path = directory / "gallery.safetensors"
         gallery = _read(path, Gallery.load) if path.is_file() else None
         things, images = known["things"], known.get("images", {})
-        return cls(**tables, gallery=gallery, legend=things, images=images)
+        galleries = {
+            path.stem.removeprefix("gallery-"): _read(path, Gallery.load)
+            for path in sorted(directory.glob("gallery-*.safetensors"))
+        }
+        return cls(**tables, gallery=gallery, legend=things, images=images, galleries=galleries)
+
+
+def _empty(columns: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame(columns=list(columns))
 
 
 def _legend(path: Path) -> dict[str, Any]:
@@ -125,7 +149,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     reader = pd.read_csv if path.suffix == ".csv" else pd.read_parquet
     table = _read(path, reader) if path.is_file() else pd.DataFrame()
     if table.empty:
-        return pd.DataFrame(columns=list(columns))
+        return _empty(columns)
     missing = [column for column in columns if column not in table]
     if missing:
         raise TrompeError(f"{path} lacks the columns {', '.join(missing)}; evaluate the run again.")
