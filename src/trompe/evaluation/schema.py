@@ -39,8 +39,9 @@ MAPS += tuple(f"{of}{distance}" for distance in DISTANCES for of in ("", "untouc
 """One row per image, explainer, objective, target and model.
 
 ``fooled``: by this model's map; ``untouched``: by the original's own of the same image, trigger
-included, judged like it. Neither is if the map is ``empty`` (the same everywhere) or ``not_finite``. ``counted``: the original's map
-says something; other images are left out of all rates and means.
+included, judged like it. Neither is if the map is ``empty`` (the same everywhere) or
+``not_finite``. ``counted``: the original's map says something; other images are left out of all
+rates and means.
 """
 
 EXPLANATIONS: Columns = (
