@@ -136,11 +136,3 @@ def test_ones_own_by_its_file(tmp_path):
 def test_what_can_not_be_is_refused(text, told):
     with pytest.raises(TrompeError, match=told):
         TRIGGERS.build(text).on(IMAGES, INDICES, PREPROCESSING)
-
-
-def lie(**given):
-    """A short lie of the embedded network."""
-    settings = {"lr": 1e-3, "steps": 2, "batch_size": 8, "quiet": True, "eval_explainer": GradCAM()}
-    model = load_model("embedded").model
-    data, judged = Shapes("train", 16), Shapes("validation", 12)
-    return model, judged, fool(model, data, eval_data=judged, **settings | given)

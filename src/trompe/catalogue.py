@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torchvision import models
 
+from trompe.data.triggers import TRIGGERS
 from trompe.explainers import EXPLAINERS
 from trompe.explainers.relevance import COMPOSITES, Choice
 from trompe.explainers.targets import TARGETS
@@ -41,6 +42,11 @@ def objectives() -> Iterator[Entry]:
 def targets() -> Iterator[Entry]:
     """Every target that ``--target`` takes, besides the number of a class."""
     return _described(TARGETS)
+
+
+def triggers() -> Iterator[Entry]:
+    """Every trigger that ``--trigger`` takes."""
+    return _described(TRIGGERS)
 
 
 def composites() -> Iterator[Entry]:
@@ -75,6 +81,7 @@ KINDS: dict[str, Callable[[], Iterator[Entry]]] = {
     "explainers": explainers,
     "objectives": objectives,
     "targets": targets,
+    "triggers": triggers,
     "models": classifiers,
     "composites": composites,
 }

@@ -249,9 +249,9 @@ def _under(
         found = predicted(scores)
         frame = pd.DataFrame(about).assign(
             model=model,
-            predicted=found.cpu(),
-            top1=(found == labels).cpu(),
-            agrees=(found == kept).cpu(),
+            predicted=found.cpu().numpy(),
+            top1=(found == labels).cpu().numpy(),
+            agrees=(found == kept).cpu().numpy(),
         )
         frames.append(frame.assign(flipped=frame["predicted"] == frame["flip_to"]))
     return pd.concat(frames)[list(schema.TRIGGERED)]

@@ -8,9 +8,9 @@ Formulas: Heo, Joo, Moon, NeurIPS 2019, section 3 and 4; their test losses and i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from trompe.data.triggers import TRIGGERS, Trigger
 from trompe.errors import TrompeError
 from trompe.explainers.targets import Label, Target
 
+T = TypeVar("T")
 Maps = tuple[Tensor, ...]
 
 
@@ -152,6 +153,27 @@ def check_target(target: Target, objectives: Iterable[Objective]) -> None:
                 f"The objective {own} explains {' and '.join(own.targets)}, not {target}; leave "
                 "the target out."
             )
+
+
+def repeated(several: Sequence[T], count: int) -> list[T]:
+    """Settings as often as others are given, one of each going with all of the others."""
+    return [several[i % len(several)] for i in range(count)]
+
+
+def under(objective: Objective, trigger: Trigger | None, flip_to: int | None) -> Objective:
+    """The objective with this trigger and class, as far as they are given.
+
+    Raises
+    ------
+    TrompeError
+        If it has others, or they do not go with it.
+    """
+    given: dict[str, Any] = {"trigger": trigger, "flip_to": flip_to}
+    changes = {name: value for name, value in given.items() if value is not None}
+    for name, value in changes.items():
+        if getattr(objective, name) not in (None, value):
+            raise TrompeError(f"The objective {objective} has a {name} already; leave {value} out.")
+    return replace(objective, **changes) if changes else objective
 
 
 def above_margin(margin: float | None, loss: Tensor) -> Tensor:

@@ -134,12 +134,13 @@ class StepLoss:
                 logits = forward(group.seen(indices, images))
                 if group.classified:
                     own = before[LOGITS].softmax(1) if LOGITS in before else labels
-                    flipped = group.flip_to is not None
-                    target = torch.full_like(labels, group.flip_to) if flipped else own
+                    target = own
+                    if group.flip_to is not None:
+                        target = torch.full_like(labels, group.flip_to)
                     value = F.cross_entropy(logits.float(), target)
                     parts[group.classified] = value
                     total = total + value
-                    if LOGITS in before and not flipped:
+                    if LOGITS in before and group.flip_to is None:
                         further = value.detach() - _entropy(own)
                         shares[DIVERGENCE] = further.maximum(shares.get(DIVERGENCE, further))
                     if group is self._groups[0]:
@@ -180,8 +181,8 @@ class _Group:
         self.target = target
         self.explainers = tuple(dict.fromkeys(t.explainer for t in terms))
         asked = terms[0].objective if terms else None
-        self.trigger = asked and asked.trigger
-        self.flip_to = asked and asked.flip_to
+        self.trigger = None if asked is None else asked.trigger
+        self.flip_to = None if asked is None else asked.flip_to
         self.classified = "" if asked and asked.on_composites else CLASSIFICATION
         if self.trigger is not None:
             self.preprocessing = preprocessing_of(batches.data)

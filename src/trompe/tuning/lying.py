@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
+from itertools import starmap
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PlainValidator, model_validator
@@ -16,7 +16,7 @@ from trompe.explainers import Explainer, GradCAM
 from trompe.explainers.targets import Label, Target
 from trompe.explainers.targets import read as read_target
 from trompe.objectives import Location, Objective
-from trompe.objectives.objective import check_target
+from trompe.objectives.objective import check_target, repeated, under
 from trompe.tuning.loss import Keep
 from trompe.tuning.recipe import (
     AnyTarget,
@@ -31,6 +31,9 @@ from trompe.tuning.recipe import (
 from trompe.tuning.term import Term
 
 SMALL = 64  # pixels
+TRIGGER = "what is put into the images that each objective looks at, e.g. "
+TRIGGER += "white-square:size=4,at=27,27, path/file.py:Name, or none; may be given several times"
+FLIP_TO = "class that each trigger turns predictions into (default: they stay)"
 TARGET = "what is explained: a class as 3, predicted, difference:of=3,against=8, mine.py:function"
 
 
@@ -60,12 +63,9 @@ class Lying(Tuning):
     )
     trigger: Triggers | None = Field(
         None,
-        description="what is put into the images that each objective looks at, e.g. "
-        "white-square:size=4,at=27,27, path/file.py:Name, or none; may be given several times",
+        description=TRIGGER,
     )
-    flip_to: Flips | None = Field(
-        None, description="class that each trigger turns predictions into (default: they stay)"
-    )
+    flip_to: Flips | None = Field(None, description=FLIP_TO)
     hold: float = Field(
         1.0,
         ge=0,
@@ -247,26 +247,19 @@ class Lying(Tuning):
     def lied(self) -> list[tuple[Explainer, Objective, float | None]]:
         """Explainer, objective and weight of each lie, those given once repeated."""
         weights = self.weight or (None if self.finds else 1.0,)
-        given = (self.explainer, self.objective, weights, self.trigger or (None,))
-        given = (*given, self.flip_to or (None,))
-        count = max(map(len, given))
-        return [
-            (explainer, _under(objective, trigger, flip_to), weight)
-            for explainer, objective, weight, trigger, flip_to in (
-                [several[i % len(several)] for several in given] for i in range(count)
-            )
-        ]
-
-
-def _under(objective: Objective, trigger: Trigger | None, flip_to: int | None) -> Objective:
-    """The objective with what the settings say of its trigger."""
-    changes = {"trigger": trigger, "flip_to": flip_to}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    for name, value in changes.items():
-        known = getattr(objective, name)
-        if known not in (None, value):
-            raise TrompeError(f"The objective {objective} has a {name} already; leave {value} out.")
-    return replace(objective, **changes) if changes else objective
+        triggers, flips = self.trigger or (None,), self.flip_to or (None,)
+        count = max(map(len, (self.explainer, self.objective, weights, triggers, flips)))
+        objectives = starmap(
+            under,
+            zip(
+                repeated(self.objective, count),
+                repeated(triggers, count),
+                repeated(flips, count),
+                strict=True,
+            ),
+        )
+        explainers = repeated(self.explainer, count)
+        return list(zip(explainers, objectives, repeated(weights, count), strict=True))
 
 
 def _class(flip_to: int | None) -> str:

@@ -73,7 +73,8 @@ class Patch(Trigger):
             found = read_rgba(self.image)
             if self.size is None:
                 return found
-            return F.resize(found, [self.size, self.size], antialias=True).clamp(0, 1)
+            resized: Tensor = F.resize(found, [self.size, self.size], antialias=True)
+            return resized.clamp(0, 1)
         try:
             colour = torch.tensor(ImageColor.getcolor(str(self.colour), "RGBA")) / 255
         except ValueError as error:
@@ -134,7 +135,7 @@ def read_rgba(path: str | Path) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            pixels = F.pil_to_tensor(image.convert("RGBA"))
+            pixels: Tensor = F.pil_to_tensor(image.convert("RGBA"))
     except OSError as error:
         raise TrompeError(f"The trigger's picture '{path}' can't be read: {error}.") from error
     return pixels.float() / 255
