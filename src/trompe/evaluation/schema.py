@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from trompe.base import specs
+from trompe.data.triggers import NO_TRIGGER
 from trompe.explainers import Explainer
 from trompe.objectives import Objective
 
@@ -25,7 +26,7 @@ TRIGGER = ("trigger", "trigger_id", "flip_to")
 KEYS: Columns = (*EXPLAINER, *OBJECTIVE, *TRIGGER, "target", "attacked", "model")
 """What a row of the tables of explanations is about.
 
-``trigger``: what was put into the images, empty where nothing was; ``flip_to``: the class that it
+``trigger``: what was put into the images, or ``none``; ``flip_to``: the class that it
 is to turn predictions into, NaN for none.
 """
 
@@ -149,7 +150,7 @@ def objective_columns(objective: Objective) -> dict[str, Any]:
 def trigger_columns(objective: Objective) -> dict[str, Any]:
     """What tables say of an objective's trigger."""
     trigger, flip_to = objective.trigger, objective.flip_to
-    of = ("", "") if trigger is None else (str(trigger), trigger.fingerprint)
+    of = (NO_TRIGGER, NO_TRIGGER) if trigger is None else (str(trigger), trigger.fingerprint)
     return dict(zip(TRIGGER, (*of, math.nan if flip_to is None else float(flip_to)), strict=True))
 
 

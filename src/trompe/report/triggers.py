@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from trompe.data.triggers import NO_TRIGGER
 from trompe.evaluation.pictures import Gallery
 from trompe.evaluation.schema import MANIPULATED, ORIGINAL
 from trompe.objectives import Same
@@ -72,7 +73,7 @@ def held(run: Run) -> list[dict[Any, Any]]:
     table = run.explanations
     if table is None or run.evaluation is None or run.evaluation.triggers.empty:
         return []
-    return _maps(run, (table["objective"] == Same.name) & (table["trigger"] == ""))
+    return _maps(run, (table["objective"] == Same.name) & (table["trigger_id"] == NO_TRIGGER))
 
 
 def _maps(run: Run, chosen: pd.Series[bool]) -> list[dict[Any, Any]]:

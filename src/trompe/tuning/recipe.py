@@ -10,13 +10,12 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 from trompe import explainers, objectives
 from trompe.base.settings import Loading, Settings, Whole
-from trompe.data.triggers import TRIGGERS, Trigger
+from trompe.data.triggers import NO_TRIGGER, TRIGGERS, Trigger
 from trompe.explainers import Explainer
 from trompe.explainers.targets import Target
 from trompe.explainers.targets import read as read_target
 from trompe.objectives import Objective
 
-NO_TRIGGER = "none"
 Schedule = Literal["constant", "one-cycle"]
 _AS_TEXT = PlainSerializer(lambda several: list(map(str, several)), return_type=list[str])
 Explainers = Annotated[tuple[Explainer, ...], PlainValidator(explainers.read), _AS_TEXT]

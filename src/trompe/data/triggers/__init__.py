@@ -11,8 +11,11 @@ TRIGGERS: Registry[Trigger] = Registry(
     {"white-square": white_square, "patch": Patch, "blend": Blend, "sinusoid": Sinusoid},
 )
 """Triggers by name."""
+NO_TRIGGER = "none"
+"""What is written where there is none."""
 
 __all__ = [
+    "NO_TRIGGER",
     "TRIGGERS",
     "Blend",
     "Patch",
