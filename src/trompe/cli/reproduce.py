@@ -16,6 +16,7 @@ from trompe.base.messages import check_name
 from trompe.base.progress import shown
 from trompe.cli import fool, main, train  # noqa: F401 - what a cell's process imports once
 from trompe.cli.app import app, console, errors, examples, interruptible
+from trompe.cli.backdoors import carry_out
 from trompe.cli.tables import show_grid
 from trompe.errors import TrompeError
 from trompe.experiments import (
@@ -30,6 +31,7 @@ from trompe.experiments import (
     states,
     texts,
 )
+from trompe.experiments.backdoors import NAME
 from trompe.report.grid import write_grid, write_state
 from trompe.tuning.job import FoolJob, TrainJob
 
@@ -40,6 +42,7 @@ WHAT: dict[str, tuple[str, ...]] = {
     "active": ("active",),
     "accuracy": SECTIONS,
     "figures": (),
+    NAME: (),
 }
 
 
@@ -52,7 +55,11 @@ WHAT: dict[str, tuple[str, ...]] = {
 )
 def reproduce(
     what: Annotated[
-        str, typer.Argument(help=f"{', '.join(WHAT)}: the cells to run, or 'figures' for none")
+        str,
+        typer.Argument(
+            help=f"{', '.join(WHAT)}: the cells to run, 'figures' for none, or '{NAME}' for lies "
+            "that wait for a trigger"
+        ),
     ] = "all",
     scale: Annotated[
         str, typer.Option(help=f"{', '.join(SCALES)}, or a YAML file laid out like theirs")
@@ -64,7 +71,10 @@ def reproduce(
     data: Annotated[str | None, typer.Option(help="folder of the images")] = None,
     base: Annotated[
         list[str] | None,
-        typer.Option(help="NETWORK=FILE: weights to start from, instead of training them"),
+        typer.Option(
+            help="NETWORK=FILE: weights to start from, instead of training them; of backdoors "
+            "MODEL=FILE"
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -85,6 +95,17 @@ def reproduce(
         Path | None,
         typer.Option(help="directory of all runs (default: runs/reproduce-SCALE)"),
     ] = None,
+    published: Annotated[
+        list[str] | None,
+        typer.Option(help="ATTACK=FILE: a published model to measure beside ours (backdoors)"),
+    ] = None,
+    trigger: Annotated[
+        list[str] | None,
+        typer.Option(help="four triggers in place of squares in the corners (backdoors)"),
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="layer that the CAMs look at, found if not given (backdoors)")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="print the settings of every cell")] = False,
 ) -> None:
     """Run the paper's experiments; write its tables with the paper's figures beside ours.
@@ -95,6 +116,22 @@ def reproduce(
     """
     check_name("part of the grid", what, WHAT)
     given = _typed(_pairs(set_, "--set")) | ({"seeds": seeds} if seeds > 1 else {})
+    if what == NAME:
+        carry_out(
+            data,
+            _pairs(base, "--base"),
+            _pairs(published, "--published"),
+            cells or [],
+            given,
+            out or Path("runs") / f"reproduce-{NAME}",
+            carried_out,
+            layer=layer,
+            triggers=trigger or [],
+            jobs=jobs,
+            ray=ray,
+            dry_run=dry_run,
+        )
+        return
     grid = load_grid(scale, data=data, bases=_pairs(base, "--base"), given=given)
     root = out or Path("runs") / f"reproduce-{grid.scale}"
     chosen = grid.chosen(WHAT[what], cells or []) if WHAT[what] else []

@@ -101,6 +101,26 @@ TRIGGERS += tuple(
 PREDICTIONS = ("index", "name", "label", "class", ORIGINAL, "original_top1", "original_top5")
 """One row per image; the last three also of every other model."""
 
+BACKDOORS: Columns = ("attack", "kind", *EXPLAINER, *TRIGGER, "objective_text", "who", "images")
+BACKDOORS += ("original_top1",)
+BACKDOORS += tuple(
+    f"{measure}{end}"
+    for measure in ("top1", "agreement", "triggered_top1", "triggered_agreement", "asr")
+    for end in ("", "_low", "_high")
+)
+BACKDOORS += tuple(
+    f"{where}{distance}{end}"
+    for where in ("clean_", "")
+    for distance in DISTANCES
+    for end in ("", "_low", "_high")
+)
+BACKDOORS += tuple(f"untouched_{distance}" for distance in DISTANCES)
+"""One row per attack and trigger, and per model: one that was made here, or one that is published.
+
+``clean_...``: of maps without a trigger, from the original's; the other distances are of maps under
+the trigger, from those asked for, ``untouched_...`` the original's.
+"""
+
 GRID = ("cell", "section", "network", "objective", "through", "finished", "seeds")
 """What a row of a grid's tables is about.
 

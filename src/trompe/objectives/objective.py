@@ -108,6 +108,12 @@ class Objective(Identified, ABC):
         """Whether each test loss lies in the interval. Boolean ``[N]``."""
         return (test_loss >= self.low) & (test_loss <= self.high)
 
+    def identity(self) -> Any:
+        """Class and fields; what is not put into images has no part in it."""
+        kind, own = super().identity()
+        absent = {name for name in ("trigger", "flip_to") if own[name] is None}
+        return kind, {name: value for name, value in own.items() if name not in absent}
+
     def __post_init__(self) -> None:
         if self.trigger is not None:
             object.__setattr__(self, "trigger", TRIGGERS.read(self.trigger))

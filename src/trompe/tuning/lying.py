@@ -243,6 +243,11 @@ class Lying(Tuning):
         """What the classification holds to."""
         return self.keep or ("predictions" if self.finds else "labels")
 
+    @property
+    def asked(self) -> tuple[Objective, ...]:
+        """The objectives, with their triggers if there are any."""
+        return tuple(lie[1] for lie in self.lied) if self.trigger else self.objective
+
     @cached_property
     def lied(self) -> list[tuple[Explainer, Objective, float | None]]:
         """Explainer, objective and weight of each lie, those given once repeated."""
