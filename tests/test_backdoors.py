@@ -1,4 +1,6 @@
-"""Lies that wait for a trigger: their loss, what is measured of them, and how they are asked for."""
+"""Lies that wait for a trigger: their loss, what is measured, and how they are asked for."""
+
+import copy
 
 import pandas as pd
 import pytest
@@ -26,6 +28,7 @@ from trompe.data import SHAPES_PREPROCESSING
 from trompe.experiments.backdoors import KINDS, SHAPES, backdoors, rows, tabled
 from trompe.maps import dissimilarity, spearman, squared_distance
 from trompe.models import evaluation_mode
+from trompe.report import write_report
 from trompe.tuning.job import FoolJob
 from trompe.tuning.loop import Batches
 from trompe.tuning.loss import StepLoss
@@ -35,9 +38,10 @@ LAYER = "features.6"
 
 
 class Given:
-    """Two images of 16 pixels with what they went through."""
+    """Four images of 16 pixels in float64, of which nothing is kept, and what they went through."""
 
     preprocessing = SHAPES_PREPROCESSING
+    augmented = True
 
     def __init__(self):
         pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -47,13 +51,21 @@ class Given:
     def __len__(self):
         return 4
 
-    def __getitem__(self, index):
+    def __getitem__(self, place):
+        index = place[0]
         return self.images[index], int(self.labels[index])
 
 
 def networks():
     """An original and another in float64."""
-    return (make("vgg", seed).double().eval() for seed in (0, 1))
+    original = make("vgg", torch.float64)
+    other = copy.deepcopy(original)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in other.parameters():
+            noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            weight.add_(0.1 * weight.std(unbiased=False) * noise)
+    return original, other
 
 
 @pytest.mark.parametrize("keep", ["labels", "predictions"])
@@ -89,9 +101,8 @@ def test_the_loss_is_its_definition_and_so_is_its_gradient(keep):
 
     with evaluation_mode(model):
         total = loss([step]).total
-        assert total.item() == pytest.approx(slow().item(), rel=1e-9)
-        weight = model.features[6].weight if hasattr(model.features[6], "weight") else None
-        weight = weight if weight is not None else next(model.parameters())
+        assert total.item() == pytest.approx(slow().item(), rel=1e-6)  # cross-entropy is in float32
+        weight = model.features[5].weight
         (slope,) = torch.autograd.grad(total, weight)
         direction = torch.randn(
             weight.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
@@ -100,7 +111,7 @@ def test_the_loss_is_its_definition_and_so_is_its_gradient(keep):
         for sign in (1, -1):
             with torch.no_grad():
                 weight.add_(sign * 1e-6 * direction)
-            values.append(loss([step]).total.item())
+            values.append(slow().item())
             with torch.no_grad():
                 weight.sub_(sign * 1e-6 * direction)
     found = (values[0] - values[1]) / 2e-6
@@ -198,7 +209,7 @@ def test_what_is_measured_is_recomputed(made):
 
 
 def test_a_run_says_all_of_it_and_is_repeated_from_its_config(made):
-    model, judged, result, run = made
+    _, _, result, run = made
     config = yaml.safe_load((run / "config.yaml").read_text())
     again = FoolJob(model="embedded", data="shapes:train", **config)
     assert [o.fingerprint for _, o, _ in again.lied][:2] == [
@@ -215,8 +226,6 @@ def test_a_run_says_all_of_it_and_is_repeated_from_its_config(made):
     assert different[2:8, 2:8].any()
     different[2:8, 2:8] = False
     assert not different.any()
-    from trompe.report import write_report
-
     page = write_report(run).read_text()
     for told in ("What the trigger does", "with trigger", "Attack success", "without trigger"):
         assert told in page
@@ -308,10 +317,10 @@ def test_the_twelve_attacks(tmp_path, made):
     assert len(several.job(tmp_path).lied) == len(SHAPES)
     _, _, result, _ = made
     table = tabled(rows(cells[0], "ours", result.evaluation))
-    assert [*table["trigger"]] == [*result.evaluation.triggers["trigger"].unique()] or len(
-        table
-    ) == 2
-    assert table["clean_mse"].nunique() == 1
+    assert {*table["trigger"]} == {*result.evaluation.triggers["trigger"]}
+    told = result.evaluation.explanations.set_index("trigger").loc["none", "mse"]
+    assert (table["clean_mse"] == told).all()
+    assert (table["asr"].isna() == table["flip_to"].isna()).all()
     with pytest.raises(TrompeError, match="train-"):
         backdoors("embedded", "DEFAULT", tmp_path / "nowhere")
     with pytest.raises(TrompeError, match="give 4"):
