@@ -75,6 +75,7 @@ def _names() -> Iterator[str]:
         ("explainers", "Explainers"),
         ("objectives", "Objectives"),
         ("targets", "Targets"),
+        ("triggers", "Triggers"),
         ("composites", "LRP composites"),
     ):
         yield f"## {title}\n\n| name | | options |\n| --- | --- | --- |"
