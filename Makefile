@@ -1,19 +1,35 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/uv pip install --quiet --constraint constraints.txt
 
-.PHONY: setup demo test lint docs bench pictures
+.PHONY: setup demo package test lint docs bench pictures
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+# What trompe itself needs; all else is for its tests and its documentation.
+$(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev,docs]"
+	$(INSTALL) --python $(BIN)/python --editable .
 	touch $@
 
-demo: setup
+$(VENV)/.ready: $(VENV)/.base
+	$(INSTALL) --python $(BIN)/python --editable ".[dev,docs]"
+	touch $@
+
+demo: $(VENV)/.base
 	$(BIN)/trompe demo
+
+# From the sdist to a wheel to an environment that holds nothing else, where a short demo runs.
+package: $(VENV)/.base
+	rm -rf build/dist build/empty
+	$(BIN)/uv build --quiet --out-dir build/dist
+	$(BIN)/uv venv --quiet --python $(BIN)/python build/empty
+	$(INSTALL) --python build/empty/bin/python build/dist/*.whl
+	cd build/empty && bin/trompe fool --model embedded --data shapes:train --limit 16 \
+	    --eval-data shapes:validation --eval-limit 8 --lr 1e-3 --steps 2 --quiet --out run
+	rm -rf build/empty
 
 # One thread per worker: two workers on two cores, and the same numbers on any machine.
 test: setup

@@ -1,7 +1,8 @@
-"""Explanations without a graph against those of Captum, Zennit and pytorch-grad-cam."""
+"""Explanations without a graph against those of Captum, Zennit, autoLRP and pytorch-grad-cam."""
 
 from collections.abc import Iterator
 
+import autolrp
 import torch
 from captum.attr import IntegratedGradients as CaptumIntegratedGradients
 from captum.attr import NoiseTunnel, Saliency
@@ -16,7 +17,8 @@ from benchmarks.networks import batch, network
 from trompe import LRP, GradCAM, IntegratedGradients, SmoothGrad
 from trompe.explainers import Explainer
 
-LAYERS = {"vgg16": "features", "resnet50": "layer4"}
+VIT = "vit_b_16"
+LAYERS = {VIT: "", "vgg16": "features", "resnet50": "layer4"}
 SAMPLES = 4
 
 
@@ -36,6 +38,20 @@ def candidates(name: str, size: int) -> dict[str, Candidate]:
     @torch.no_grad()
     def forward() -> object:
         return model(images)
+
+    def auto_lrp() -> object:
+        wrapped = autolrp.tensor(images.clone())
+        model(wrapped)[:, 0].sum().lrp()
+        return wrapped.relevance
+
+    if name == VIT:
+        attention = ours(LRP(composite="attn-lrp"))
+        return {
+            "forward": (forward, "forward", None),
+            "autoLRP": (auto_lrp, "forward", None),
+            "lrp attn-lrp": (attention, "autoLRP", 0.45),
+            "lrp attn-lrp in forward passes": (attention, "forward", 3.0),
+        }
 
     def grad_cam() -> object:
         with TheirGradCAM(model=model, target_layers=[layer]) as cam:

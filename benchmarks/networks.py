@@ -1,5 +1,6 @@
-"""The paper's networks and ResNet-18, and a batch for them."""
+"""The paper's networks, ResNet-18 and vision transformers, and a batch for them."""
 
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -13,9 +14,11 @@ PAPERS_LAYERS = {
 
 
 def network(name: str) -> nn.Module:
-    """A torchvision network of ten classes with random weights."""
+    """A network of ten classes of torchvision, or else of timm, with random weights."""
     torch.manual_seed(0)
-    return torchvision.models.get_model(name, num_classes=10).eval()
+    known = name in torchvision.models.list_models()
+    make = torchvision.models.get_model if known else timm.create_model
+    return make(name, num_classes=10).eval()
 
 
 def batch(size: int, count: int = 8) -> Tensor:

@@ -1,10 +1,18 @@
-"""A hook of mkdocs: fills the reference of the commands from the code that runs them."""
+"""A hook of mkdocs: fills the reference from the code, and turns notebooks into pages.
+
+The pages show the outputs that a notebook holds; nothing is run.
+"""
 
 import csv
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 
 import trompe
 from trompe.base.settings import Settings
@@ -12,11 +20,23 @@ from trompe.catalogue import entries
 from trompe.cli.app import COMMANDS, EXIT_CODES, command_of
 from trompe.tuning.recipe import written
 
+_CODE = re.compile(r"\[([^]]+)\]\((?:\.\./)+((?:src|tests|examples|benchmarks)/[^)]+)\)")
 WORKS_WITH = Path(__file__).with_name("results") / "works-with.csv"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Put a page in the place of each notebook."""
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        text = "\n\n".join(_notebook(json.loads(file.content_string)))
+        files.remove(file)
+        files.append(File.generated(config, _page_of(file.src_uri), content=text))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Put what a page asks for in the place of its mark."""
+    markdown = re.sub(r"\]\((\S+\.ipynb)\)", lambda link: f"]({_page_of(link[1])})", markdown)
+    markdown = _CODE.sub(r"\1 (`\2`)", markdown)
     for mark, lines in (
         ("commands", _commands),
         ("names", _names),
@@ -29,6 +49,26 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         lines = _settings(getattr(trompe, name))
         markdown = markdown.replace(f"<!-- settings {name} -->", "\n".join(lines))
     return markdown
+
+
+def _page_of(notebook: str) -> str:
+    return notebook.removesuffix(".ipynb") + ".md"
+
+
+def _notebook(notebook: dict[str, Any]) -> Iterator[str]:
+    """The cells as Markdown, each code cell followed by what it put out."""
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        yield source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```"
+        for output in cell.get("outputs", ()):
+            shown = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
+            if "image/png" in shown:
+                picture = "".join(shown["image/png"].split())
+                yield f"![What the cell above shows](data:image/png;base64,{picture})"
+            elif "text/html" in shown:
+                yield re.sub(r"<style.*?</style>|\n\s*", "", shown["text/html"], flags=re.DOTALL)
+            elif output.get("name") != "stderr":
+                yield f"```text\n{shown.get('text/plain', ''.join(output.get('text', ''))).rstrip()}\n```"
 
 
 def _settings(recipe: type[Settings]) -> Iterator[str]:

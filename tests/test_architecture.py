@@ -13,7 +13,8 @@ SOURCE = Path(trompe.__file__).parent
 FLOORS = (
     ("errors",),
     ("base",),
-    ("maps", "metrics"),
+    ("colour", "maps", "metrics"),
+    ("notebook",),
     ("runs",),
     ("data",),
     ("models",),

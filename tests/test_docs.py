@@ -129,6 +129,35 @@ def test_every_block_runs(page, tmp_path, monkeypatch, trompe):
             assert block.language in ("text",), f"a block without a language in {page}: {block}"
 
 
+def messages():
+    """The templates of all errors in src, with ... in place of what differs."""
+
+    def text(node):
+        match node:
+            case ast.Constant(value=str(words)):
+                return words
+            case ast.JoinedStr(values=parts):
+                return "".join(text(part) for part in parts)
+            case ast.BinOp(left=left, right=right):
+                return text(left) + text(right)
+        return "..."
+
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Name(id="TrompeError"), args=[message, *_]):
+                    yield text(message)
+
+
+def test_troubleshooting_has_our_messages_word_for_word():
+    page = (ROOT / "docs/how-to/troubleshooting.md").read_text()
+    headings = re.findall(r"^### (.*)$", page, re.MULTILINE)
+    assert len(headings) > 40
+    assert not {*headings} - {*messages()}
+    for entry in page.split("\n### ")[1:]:
+        assert re.search(r"\*\*Cause\.\*\*.*\*\*Remedy\.\*\*", entry, re.DOTALL), entry
+
+
 def check(words, trompe, *, run):
     program = words[0]
     if program == "make":

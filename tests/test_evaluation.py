@@ -396,6 +396,13 @@ class TestStored:
         said = {c["predictions"]["original"] for c in compared(make(1), data).gallery.captions}
         assert said <= {"a", "b", "2", "3"}
 
+    def test_pictures_are_of_different_classes(self):
+        data = Noise(40)
+        data.labels = torch.tensor([0] * 30 + [1] * 7 + [2] * 2 + [3])
+        for count, expected in ((4, [0, 1, 2, 3]), (2, [0, 2]), (1, [0])):
+            captions = compared(make(1), data, gallery=count).gallery.captions
+            assert [c["label"] for c in captions if not c["chosen"]] == expected
+
 
 class TestDefaultJudges:
     def test_they_look_at_the_input(self):

@@ -23,12 +23,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tests.runs import IMAGE, QUOTES, SCRIPT, make_run, photographs, rewrite_gallery
+from trompe.colour import visible
 from trompe.errors import TrompeError
 from trompe.explainers import LRP, GradCAM
 from trompe.objectives import Location, TopK
 from trompe.report import colour_signed, figure, overlay, signed_overlay, write_report
 from trompe.report.charts import distributions, training_charts
-from trompe.report.colour import visible
 from trompe.report.run import read_run
 from trompe.tuning.fool import fool
 
@@ -44,6 +44,9 @@ SELF_CLOSED = {
     "fefuncb",
     "fefunca",
 }
+
+
+WHOLE = "span.whole"
 
 
 class Page(HTMLParser):
@@ -63,17 +66,18 @@ class Page(HTMLParser):
         assert len(dict(attrs)) == len(attrs), f"an attribute is given twice: {attrs}"
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
-            self.open.append(tag)
+            self.open.append(WHOLE if ("class", "whole") in attrs else tag)
 
     def handle_startendtag(self, tag, attrs):
         assert tag in SELF_CLOSED
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        assert self.open.pop() in (tag, WHOLE)
 
     def handle_data(self, data):
-        self.texts.append((self.open[-1] if self.open else "", data))
+        """Belongs to the innermost element that is more than words kept on one line."""
+        self.texts.append((next((t for t in reversed(self.open) if t != WHOLE), ""), data))
 
     def all(self, tag):
         return [attrs for found, attrs in self.tags if found == tag]
@@ -150,6 +154,19 @@ def test_headline_holds_the_numbers_of_the_tables(run):
         f"{percent(fooled['control'])}); top-1 accuracy {percent(top1['original'])} → "
         f"{percent(top1['manipulated'])} (control {percent(top1['control'])})."
     )
+
+
+def test_a_headline_breaks_at_no_hyphen(run):
+    headline = re.search(r"<h1>(.*)</h1>", write_report(run).read_text())[1]
+    whole = re.findall(r'<span class="whole">([^<]*)</span>', headline)
+    assert whole == re.findall(r"[\w-]*\w-\w+", Page(run / "report.html").text("h1"))
+    assert {"Grad-CAM", "top-1"} <= {*whole}
+
+
+def test_it_says_to_a_layman_what_was_done(run):
+    said = Page(write_report(run)).text("p")
+    assert "A heatmap shows which parts of the image counted" in said
+    assert "keep the predictions, and change the heatmaps of Grad-CAM." in said
 
 
 def test_summary_says_what_was_done(run):
@@ -342,7 +359,8 @@ def test_sheets_hold_every_heatmap_and_photograph(tmp_path):
         maps = {key: file.get_tensor(key) for key in file.keys() if key != "images"}  # noqa: SIM118
     rewrite_gallery(run, images, maps)
     page = Page(write_report(run))
-    columns, pitch = 3, 7 + 2 * 2
+    columns, side = 3, 56
+    pitch = side + 2 * 2
     for key, heatmaps in maps.items():
         explainer, _, model, *signed = key.split("|")
         view = ("e0", "e1").index(explainer)
@@ -351,12 +369,15 @@ def test_sheets_hold_every_heatmap_and_photograph(tmp_path):
         sheet = decoded(page, layer)[..., 0]
         heatmaps = (heatmaps + 1) / 2 if signed else heatmaps
         assert sheet.shape == (3 * pitch, columns * pitch)
-        for i, heatmap in enumerate(heatmaps):
+        enlarged = torch.nn.functional.interpolate(
+            torch.tensor(heatmaps).float()[None], (side, side), mode="bilinear"
+        )[0].numpy()
+        for i, heatmap in enumerate(enlarged):
             top, left = i // columns * pitch + 2, i % columns * pitch + 2
-            tile = sheet[top : top + 7, left : left + 7]
+            tile = sheet[top : top + side, left : left + side]
             assert np.abs(tile - 255 * heatmap.astype(float)).max() <= 0.51
-            assert (sheet[top - 2 : top, left : left + 7] == tile[0]).all()
-            assert (sheet[top : top + 7, left + 7 : left + 9] == tile[:, -1:]).all()
+            assert (sheet[top - 2 : top, left : left + side] == tile[0]).all()
+            assert (sheet[top : top + side, left + side : left + side + 2] == tile[:, -1:]).all()
     for i in range(7):
         assert np.abs(decoded(page, f".photo-{i} ") - images[i]).mean() < 5
 

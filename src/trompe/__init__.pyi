@@ -1,8 +1,10 @@
+from .audit import AuditReport, audit
 from .data import ImageDataset, Pairs, Shapes, load_data
 from .data.preprocessing import Preprocessing
 from .data.triggers import Blend, Patch, Sinusoid, Trigger
 from .errors import TrompeError
 from .evaluation import Evaluation, OverSeeds, evaluate, over_seeds
+from .explain import Explanations, explain
 from .explainers import (
     LRP,
     AttentionRelevance,
@@ -24,18 +26,23 @@ from .explainers import (
 from .explainers.targets import Difference
 from .models import LoadedModel, load_model
 from .objectives import Active, CenterMass, Location, Objective, Same, Target, TopK
+from .repair import RepairResult, repair
 from .tuning import Fool, FoolResult, Retrain, Term, Train, TrainResult, fool, train
+
+__version__: str
 
 __all__ = [
     "LRP",
     "Active",
     "AttentionRelevance",
+    "AuditReport",
     "Blend",
     "CenterMass",
     "Difference",
     "EigenCAM",
     "Evaluation",
     "Explainer",
+    "Explanations",
     "Fool",
     "FoolResult",
     "GradCAM",
@@ -53,6 +60,7 @@ __all__ = [
     "Preprocessing",
     "Recording",
     "RelevanceCAM",
+    "RepairResult",
     "Retrain",
     "Rollout",
     "Same",
@@ -69,10 +77,13 @@ __all__ = [
     "Trigger",
     "TrompeError",
     "XGradCAM",
+    "audit",
     "evaluate",
+    "explain",
     "fool",
     "load_data",
     "load_model",
     "over_seeds",
+    "repair",
     "train",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,24 +17,119 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from trompe import runs
+from trompe import notebook, runs
 from trompe.base.messages import listed
 from trompe.base.progress import shown
+from trompe.colour import Floats, Pixels, colour_signed, overlay
 from trompe.data.dataset import ImageDataset
 from trompe.data.files import Files
 from trompe.data.load import unreadable
 from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
-from trompe.explainers import LRP, Explainer, Recording
+from trompe.evaluation.pictures import pixels
+from trompe.explainers import LRP, Explainer, Recording, read
 from trompe.explainers.relevance import conservation
 from trompe.explainers.targets import Class, Explainable
 from trompe.explainers.targets import read as read_target
 from trompe.models import evaluation_mode
 from trompe.models.call import placed
-from trompe.report.colour import Floats, Pixels, colour_signed, overlay
 
 TABLE = "images.csv"
 MAPS = "maps.safetensors"
+SHOWN = 4  # images, in a notebook
+
+
+@dataclass(frozen=True)
+class Explanations:
+    """What `explain` found of a batch of N images.
+
+    Attributes
+    ----------
+    images
+        ``[N, C, H, W]``, as the model takes them.
+    explainers
+        With the layers that they found.
+    maps
+        By explainer ``[N, h, w]``, raw and signed.
+    logits
+        ``[N, classes]``, where the target is a class; else what it was computed from.
+    explained
+        Per image the class that is explained, or another target in words.
+    """
+
+    images: Tensor
+    explainers: tuple[Explainer, ...]
+    maps: tuple[Tensor, ...]
+    logits: Tensor
+    explained: list[int] | list[str]
+
+    @property
+    def heatmaps(self) -> tuple[Tensor, ...]:
+        """By explainer ``[N, h, w]`` in [0, 1]."""
+        pairs = zip(self.explainers, self.maps, strict=True)
+        return tuple(explainer.heatmap(found) for explainer, found in pairs)
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(str, self.explainers))
+        return f"Explanations of {len(self.images)} images by {names}"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for number, image in enumerate(self.images[:SHOWN]):
+            picture = pixels(None, image.cpu()).numpy()
+            maps = (found[number].float().cpu().numpy() for found in self.heatmaps)
+            rows.append([picture, *(overlay(picture, one) for one in maps)])
+        return notebook.pictures(["image", *map(str, self.explainers)], rows)
+
+
+@torch.no_grad()
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    explainer: str | Explainer | Iterable[str | Explainer] = "grad-cam",
+    *,
+    target: Explainable = None,
+) -> Explanations:
+    """Explain a batch of images in one forward pass, by one explainer or several.
+
+    Parameters
+    ----------
+    model
+        A classifier, on any device; left as it was.
+    images
+        ``[N, C, H, W]``, normalised as the model expects them.
+    explainer
+        Objects, or names as the command line takes them.
+    target
+        The class to explain, one or ``[N]``; None for the predicted one; or another target.
+
+    Raises
+    ------
+    TrompeError
+        If a layer or class does not exist, or the target can't be computed.
+
+    Examples
+    --------
+    >>> from trompe import Shapes, explain, load_model
+    >>> image = Shapes("validation", 1)[0][0]
+    >>> found = explain(load_model("embedded").model, image[None], ["grad-cam", "lrp"])
+    >>> found
+    Explanations of 1 images by grad-cam:layer=stage3, lrp
+    >>> [tuple(maps.shape) for maps in found.maps]
+    [(1, 8, 8), (1, 64, 64)]
+    """
+    wanted = read_target(target)
+    images = placed(images, model)
+    used = tuple(one.resolve(model, images[:1]) for one in read(explainer))
+    with evaluation_mode(model), Recording(model, used) as forward:
+        logits = forward(images)
+        maps = forward.maps(wanted)
+    explained = (
+        wanted.on(logits).chosen.tolist()
+        if isinstance(wanted, Class)
+        else [str(wanted)] * len(images)
+    )
+    return Explanations(images, used, tuple(maps), logits, explained)
 
 
 class Photographs(ImageDataset):
@@ -117,21 +213,15 @@ def explain_files(
     raw: dict[str, list[Tensor]] = {}
     rows: list[dict[str, Any]] = []
     loader: Any = DataLoader(data, batch_size=batch_size)
-    with evaluation_mode(model), shown("explain", len(data), quiet=quiet) as report:
+    with shown("explain", len(data), quiet=quiet) as report:
         for start, (images, _) in zip(range(0, len(data), batch_size), loader, strict=True):
-            with Recording(model, resolved) as forward:
-                logits = forward(placed(images, model))
-                probabilities, predicted = logits.softmax(1).max(1)
-                maps = forward.maps(target)
-            explained = (
-                target.on(logits).chosen.tolist()
-                if isinstance(target, Class)
-                else [str(target)] * len(images)
-            )
+            batch = explain(model, images, resolved, target=target)
+            probabilities, predicted = batch.logits.softmax(1).max(1)
             photographs = [np.asarray(data.picture(start + i)) for i in range(len(images))]
-            for explainer, used, found in zip(explainers, resolved, maps, strict=True):
+            found_by = zip(explainers, resolved, batch.maps, batch.heatmaps, strict=True)
+            for explainer, used, found, heatmaps in found_by:
                 raw.setdefault(str(explainer), []).append(found.cpu())
-                heat = used.heatmap(found).cpu().numpy()
+                heat = heatmaps.cpu().numpy()
                 for i, values in enumerate(found.cpu().numpy()):
                     name = data.name(start + i)
                     stem = out / f"{name}.{_short(explainer, explainers)}"
@@ -146,7 +236,7 @@ def explain_files(
                             "layer": used.layer,
                             "predicted": int(predicted[i]),
                             "probability": float(probabilities[i]),
-                            "explained": explained[i],
+                            "explained": batch.explained[i],
                         }
                     )
             report(start + len(images), {})
@@ -158,7 +248,7 @@ def explain_files(
             tensors["classes"] = torch.tensor(first["explained"].tolist())
         save_file(tensors, new, {"files": json.dumps(first["name"].tolist())})
     with runs.replacing(out / TABLE) as new:
-        table.to_csv(new, index=False)
+        runs.write_csv(table, new)
     return table
 
 

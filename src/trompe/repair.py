@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from trompe import runs
+from trompe import notebook, runs
 from trompe.audit import EXPLAINERS, AuditReport, audit, load_calibration
 from trompe.audit.verdict import Calibration
 from trompe.data.files import UNLABELLED
@@ -69,6 +69,13 @@ class RepairResult:
         """Whether the suspect raises the alarm and no attempt was better."""
         return self.chosen == SUSPECT and self.alarm
 
+    def __repr__(self) -> str:
+        said = "raises the alarm" if self.alarm else "raises no alarm"
+        return f"{type(self.model).__name__} repaired by: {self.chosen}. It {said}."
+
+    def _repr_html_(self) -> str:
+        return notebook.paragraph(repr(self)) + notebook.table(self.stages)
+
     def save(self, directory: Path) -> None:
         """Write the stages and, unless the repair failed, the weights.
 
@@ -77,7 +84,7 @@ class RepairResult:
         told = {"chosen": self.chosen, "labelled": self.labelled}
         runs.write_text(directory / SUMMARY, json.dumps(told))
         with runs.replacing(directory / "stages.csv") as new:
-            self.stages.to_csv(new, index=False)
+            runs.write_csv(self.stages, new)
         if not self.failed:
             save_weights(self.model, directory / WEIGHTS)
 
@@ -91,8 +98,8 @@ class RepairResult:
             If the directory holds no finished repair of such a model.
         """
         try:
-            told = json.loads((directory / SUMMARY).read_text())
-            stages = pd.read_csv(directory / "stages.csv", float_precision="round_trip")
+            told = json.loads((runs.contained(directory) / SUMMARY).read_text())
+            stages = runs.read_csv(directory / "stages.csv", float_precision="round_trip")
         except (OSError, ValueError) as error:
             raise TrompeError(f"'{directory}' holds no finished repair ({error}).") from error
         found = cls(copied(suspect), stages, told["chosen"], told["labelled"])

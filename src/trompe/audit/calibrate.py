@@ -114,8 +114,8 @@ def evidence_of(member: Member, root: Path, *, seed: int = 0) -> pd.DataFrame:
             moved = {"section": "weights", "kind": "drift", "score": float(changes.median())}
             table = pd.concat([table, pd.DataFrame([moved])], ignore_index=True)
         with runs.replacing(path) as new:
-            table.to_csv(new, index=False)
-    return pd.read_csv(path, keep_default_na=True).assign(
+            runs.write_csv(table, new)
+    return runs.read_csv(path, keep_default_na=True).assign(
         model=member.name,
         network=member.family,
         dataset=member.dataset,

@@ -11,14 +11,17 @@ from typing import Any
 import pandas as pd
 import torch
 
-from trompe import runs
+from trompe import notebook, runs
 from trompe.audit.evidence import Picture
 from trompe.audit.exhibits import Exhibit, PairExhibit, Tile
 from trompe.audit.verdict import Verdict
+from trompe.colour import overlay
 from trompe.errors import TrompeError
+from trompe.evaluation.pictures import pixels
 
 SUMMARY, PICTURES = "audit.json", "pictures.pt"
 TABLES = ("evidence", "marks", "weights")
+SHOWN, NORMAL = 4, ["normal_low", "normal_high"]  # images and columns, in a notebook
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,24 @@ class AuditReport:
             "manipulations raise no alarm either."
         )
 
+    def __repr__(self) -> str:
+        return f"Audit on {self.images} images. {self.sentence}"
+
+    def _repr_html_(self) -> str:
+        families = list(dict.fromkeys(self.evidence["family"]))
+        rows = []
+        for exhibit in self.exhibits[:SHOWN]:
+            image = pixels(None, exhibit.image).numpy()
+            maps = {tile.family: tile.heatmap.float().numpy() for tile in exhibit.suspect}
+            rows.append([image, *(overlay(image, maps[f]) for f in families if f in maps)])
+        evidence = self.evidence[self.evidence["section"] == self.section]
+        evidence = evidence.sort_values("weighed", ascending=False, kind="stable")
+        return (
+            notebook.paragraph(repr(self))
+            + notebook.pictures(["image", *families], rows)
+            + notebook.table(evidence[["question", "family", "score", *NORMAL, "weighed"]])
+        )
+
     def save(self, directory: Path) -> None:
         """Write all of it: tables as CSV and parquet, the verdict, and the heatmaps shown."""
         with runs.replacing(directory) as new:
@@ -94,10 +115,10 @@ class AuditReport:
                 table: pd.DataFrame = getattr(self, name)
                 table.to_parquet(new / f"{name}.parquet", index=False)
                 if name != "marks":
-                    table.to_csv(new / f"{name}.csv", index=False)
+                    runs.write_csv(table, new / f"{name}.csv")
             verdicts = {section: asdict(verdict) for section, verdict in self.verdicts.items()}
             table = pd.DataFrame([{"section": section} | of for section, of in verdicts.items()])
-            table.drop(columns="shares").to_csv(new / "verdict.csv", index=False)
+            runs.write_csv(table.drop(columns="shares"), new / "verdict.csv")
             summary = {
                 "verdicts": verdicts,
                 "agreement": self.agreement,
@@ -118,8 +139,8 @@ class AuditReport:
             If the directory holds no audit, or not a whole one.
         """
         try:
-            told = json.loads((directory / SUMMARY).read_text())
-            tables = {name: pd.read_parquet(directory / f"{name}.parquet") for name in TABLES}
+            told = json.loads((runs.contained(directory) / SUMMARY).read_text())
+            tables = {name: runs.read_parquet(directory / f"{name}.parquet") for name in TABLES}
             exhibits, pairs = torch.load(directory / PICTURES, weights_only=True)
             return cls(
                 verdicts={section: Verdict(**of) for section, of in told["verdicts"].items()},
@@ -137,7 +158,7 @@ class AuditReport:
                 ],
                 **tables,
             )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
             raise TrompeError(
                 f"'{directory}' holds no finished audit ({type(error).__name__}: {error}); give "
                 "the directory 'evidence' of one, or audit again."

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
+from trompe import runs
 from trompe.base.settings import filled, read_layout
 from trompe.errors import TrompeError
 from trompe.models import LoadedModel, copied, load_model
@@ -86,7 +87,7 @@ class Member:
     @property
     def name(self) -> str:
         """Unique in a zoo."""
-        return f"{self.treatment.replace(' ', '-')}-{self.family}-{self.dataset}"
+        return runs.file_name(f"{self.treatment.replace(' ', '-')}-{self.family}-{self.dataset}")
 
     def load(self, root: Path) -> LoadedModel:
         """The model itself, from what was trained under ``root``."""

@@ -54,6 +54,21 @@ def written_by_others(source: str) -> Iterator[None]:
         _named_by.reset(token)
 
 
+def refuse_found(named: object, why: str) -> None:
+    """Refuse to follow a name or a path that was found in what others wrote.
+
+    Raises
+    ------
+    TrompeError
+        In a block `written_by_others`.
+    """
+    if source := _named_by.get():
+        raise TrompeError(
+            f"{source} names '{named}', {why}: if you trust it, give this name yourself, on the "
+            "command line, in Python or in a file for --config."
+        )
+
+
 @contextmanager
 def imported(named: Own) -> Iterator[tuple[ModuleType, Any]]:
     """The module and what it calls ``named.name``; modules beside it can be imported meanwhile.
@@ -66,11 +81,7 @@ def imported(named: Own) -> Iterator[tuple[ModuleType, Any]]:
         If the name comes from someone else, there is no such module or name, or it can't be
         imported.
     """
-    if source := _named_by.get():
-        raise TrompeError(
-            f"{source} names '{named}', whose code would be run. If you trust it, give this name "
-            "yourself, on the command line or in Python."
-        )
+    refuse_found(named, "whose code would be run")
     is_file = named.module.endswith(".py")
     with _importable(Path(named.module).resolve().parent if is_file else Path.cwd()):
         module = _module(named.module, is_file)

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trompe.base import processes
+from trompe.base.terminal import Terminal
+from trompe.errors import printable
 
 Report = Callable[[int, Mapping[str, float]], None]
 
@@ -30,12 +31,12 @@ def shown(
         yield lambda done, figures: None
     elif sys.stderr.isatty():
         with Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=Console(stderr=True),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=Terminal(stderr=True),
         ) as bar:
             task = bar.add_task(title, total=total, completed=start, figures="")
             yield lambda done, figures: bar.update(task, completed=done, figures=_text(figures))
@@ -56,7 +57,7 @@ def _plain(title: str, total: int | None, start: int) -> Report:
         if total is not None:
             left = (now - begun) / max(1, done - start) * (total - done)
             place = f"{done}/{total}, {left:.0f} s left"
-        print(f"{title}: {place}  {_text(figures)}", file=sys.stderr)
+        print(printable(f"{title}: {place}  {_text(figures)}"), file=sys.stderr)
 
     return report
 

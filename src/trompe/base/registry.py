@@ -32,9 +32,9 @@ class Registry(Mapping[str, Callable[..., T]]):
 
     Examples
     --------
-    >>> numbers = Registry("number", int, {"zero": int, "parsed": "builtins:int"})
-    >>> numbers.build("zero")
-    0
+    >>> numbers = Registry("number", int, {"double": lambda of=1: 2 * of})
+    >>> numbers.build("double:of=3")
+    6
     """
 
     def __init__(
@@ -58,7 +58,9 @@ class Registry(Mapping[str, Callable[..., T]]):
     def __getitem__(self, name: str) -> Callable[..., T]:
         entry = self._entries.get(name)
         if entry is None:
-            installed: Callable[..., T] = self._installed[name].load()
+            point = self._installed[name]
+            code.refuse_found(name, f"which would run {point.value} of another package")
+            installed: Callable[..., T] = point.load()
             return specs.spelled(installed, name)
         if isinstance(entry, str):
             imported: Callable[..., T] = _imported(entry)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from trompe.base import yaml_text
 from trompe.errors import TrompeError
 
 M = TypeVar("M", bound=BaseModel)
@@ -127,7 +128,7 @@ def parsed(file: Traversable, what: str) -> Any:
         If it can't be read.
     """
     try:
-        return yaml.safe_load(file.read_text())
+        return yaml_text.loaded(file.read_text())
     except FileNotFoundError as error:
         raise TrompeError(f"There is no {what} '{file}'; check the path.") from error
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:

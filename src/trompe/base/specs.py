@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 import yaml
 from torch import Tensor
 
+from trompe.base import yaml_text
 from trompe.base.identity import Identified, fingerprint
 from trompe.errors import TrompeError
 
 T = TypeVar("T")
-_LIST = re.compile(r"\s*[-+.\d]+\s*,")
-# Between options; not within brackets or quotes, nor before a number, which goes on a list.
-_COMMA = re.compile(r""",(?![^\[]*\])(?=([^']*'[^']*')*[^']*$)(?!\s*[-+.\d]+\s*(,|$))""")
+_ITEM = re.compile(r"((?:=\s*'[^']*'|\[[^\]]*\]|[^,])*)(?:,|$)")  # quotes and brackets are whole
+_NUMBER = re.compile(r"\s*[-+]?[.\d]+\s*")
+_LIST = re.compile(r"\s*[-+]?[.\d]+\s*,")
 
 
 def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
@@ -45,7 +46,8 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
                 f"In {kind} '{name}:{rest}', '{item}' is not an option; write {name}:option=value."
             )
         try:
-            options[key.strip()] = yaml.safe_load(f"[{value}]" if _LIST.match(value) else value)
+            listed = _LIST.match(value) is not None
+            options[key.strip()] = yaml_text.loaded(f"[{value}]" if listed else value)
         except yaml.YAMLError as error:
             raise TrompeError(
                 f"In {kind} '{name}:{rest}', the value of '{key}' can't be read: '{value}'."
@@ -70,11 +72,14 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
 
 
 def _split(rest: str) -> list[str]:
-    found, start = [], 0
-    for comma in _COMMA.finditer(rest):
-        found.append(rest[start : comma.start()])
-        start = comma.end()
-    return [*found, rest[start:]]
+    """The options between commas; a number goes on the list that the option before begins."""
+    items: list[str] = []
+    for item in _ITEM.findall(rest)[: None if rest.endswith(",") else -1]:
+        if items and "=" in items[-1] and _NUMBER.fullmatch(item):
+            items[-1] += f",{item}"
+        else:
+            items.append(item)
+    return items
 
 
 def spelled(factory: Callable[..., T], name: str) -> Callable[..., T]:

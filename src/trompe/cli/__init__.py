@@ -6,21 +6,17 @@ Options are the fields of the job of each command.
 import sys
 import warnings
 
-from rich.markup import escape
-
 from trompe.base.memory import keep_freed_memory
-from trompe.cli.app import app, errors
+from trompe.cli.app import app, complain
 from trompe.errors import TrompeError
 
 
 def main() -> None:
     """Run the command line; exit code 2 for what can't be used, 130 when interrupted."""
     keep_freed_memory()
-    warnings.showwarning = lambda message, *_: errors.print(
-        f"[yellow]Note:[/] {escape(str(message))}", soft_wrap=True
-    )
+    warnings.showwarning = lambda message, *_: complain("Note", message, "yellow")
     try:
         app(prog_name="trompe")
     except TrompeError as error:
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        complain("Error", error)
         sys.exit(2)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import typer
-from rich.console import Console
+from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
+from trompe.base.terminal import Terminal
 from trompe.errors import TrompeError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ COMMANDS = {
     "reproduce": "reproduce",
     "calibrate": "calibrate",
     "figure": "figure",
+    "card": "card",
     "list": "catalogue",
     "doctor": "doctor",
 }
@@ -103,8 +105,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 _IS_MAIN = os.environ.get("RANK", "0") == "0"
-console = Console(quiet=not _IS_MAIN)
-errors = Console(stderr=True, quiet=not _IS_MAIN)
+console = Terminal(quiet=not _IS_MAIN)
+errors = Terminal(stderr=True, quiet=not _IS_MAIN)
+
+
+def complain(what: str, about: object, style: str = "bold red") -> None:
+    """Say on standard error what is wrong, the first words in a colour."""
+    errors.print(Text.assemble((f"{what}:", style), f" {about}"), soft_wrap=True)
 
 
 @app.callback()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from rich.table import Table
+from rich.text import Text
 
 from trompe import runs
 from trompe.audit import DEFAULT, AuditReport, audit
@@ -57,7 +58,7 @@ def _show(found: AuditReport) -> None:
     for section, of in found.evidence.groupby("section", sort=False):
         table.add_section()
         title = "against the reference" if section == "reference" else "the model alone"
-        table.add_row(f"[bold]{title}[/]")
+        table.add_row(Text(title, "bold"))
         worst = of.sort_values("suspicion", ascending=False).drop_duplicates("kind")
         for row in worst.sort_index().to_dict("records"):
             table.add_row(

@@ -9,12 +9,11 @@ from typing import Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from trompe import runs
 from trompe.base.messages import check_name
-from trompe.cli.app import console, errors, interruptible
+from trompe.cli.app import complain, console, interruptible
 from trompe.cli.tables import percent
 from trompe.errors import TrompeError
 from trompe.evaluation import Evaluation, evaluate
@@ -71,7 +70,7 @@ def carry_out(
     def ended(cell: Cell, failure: str | None) -> None:
         if failure:
             failures[cell] = failure
-            errors.print(f"[bold red]{cell.name}:[/] {escape(failure)}", soft_wrap=True)
+            complain(cell.name, failure)
 
     with interruptible():
         run_cells(chosen, out, main, jobs=jobs, ray=ray, report=ended)

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import pandas as pd
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from trompe import runs
@@ -16,7 +15,7 @@ from trompe.audit.calibrate import calibrated, evidence_of
 from trompe.audit.verdict import Calibration
 from trompe.audit.zoo import load_zoo
 from trompe.base.progress import shown
-from trompe.cli.app import app, console, errors, examples, interruptible
+from trompe.cli.app import app, complain, console, examples, interruptible
 from trompe.cli.tables import percent
 from trompe.errors import TrompeError
 
@@ -49,6 +48,7 @@ def calibrate(
         members = [m for m in members if any(fnmatch(m.name, p) for p in models)]
     if not members:
         raise TrompeError("No model of the zoo has such a name; leave --models out.")
+    runs.contained(out)
     tables, failed = [], False
     with interruptible(), shown("models", len(members)) as progress:
         for done, member in enumerate(members):
@@ -56,16 +56,16 @@ def calibrate(
                 tables.append(evidence_of(member, out))
             except TrompeError as error:
                 failed = True
-                errors.print(f"[bold red]{member.name}:[/] {escape(str(error))}", soft_wrap=True)
+                complain(member.name, error)
             progress(done + 1, {})
     if not tables:
         raise TrompeError("No model of the zoo could be made.")
     evidence = pd.concat(tables, ignore_index=True)
     calibration, judged = calibrated(evidence)
     with runs.replacing(out / "evidence.csv") as new:
-        evidence.to_csv(new, index=False)
+        runs.write_csv(evidence, new)
     with runs.replacing(out / "models.csv") as new:
-        judged.to_csv(new, index=False)
+        runs.write_csv(judged, new)
     calibration.save(out / "calibration.json")
     _show(calibration, judged)
     console.print(f"Calibration: {out / 'calibration.json'}", soft_wrap=True)
@@ -92,7 +92,7 @@ def _show(calibration: Calibration, judged: pd.DataFrame) -> None:
     for treatment, of in by.agg(["mean", "count"]).groupby("treatment"):
         shares = of.droplevel(0)["mean"]
         table.add_row(
-            escape(str(treatment)),
+            str(treatment),
             str(int(of["count"].max())),
             *(percent(float(shares.get(s, float("nan")))) for s in ("alone", "reference")),
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from trompe.base.messages import check_name
 from trompe.catalogue import KINDS, entries
@@ -34,8 +34,8 @@ def list_(
         raise TrompeError(f"None of the {what} is called '{pattern}'; trompe list {what} has all.")
     shown = Table(Column("name", no_wrap=True), "", box=None, show_header=False, pad_edge=False)
     for name, about, options in found:
-        lines = [escape(about), f"[dim]{escape(', '.join(options))}[/]"]
-        shown.add_row(f"[bold]{escape(name)}[/]", "\n".join(lines[: 2 if options else 1]))
+        lines = [Text(about), Text(", ".join(options), "dim")]
+        shown.add_row(Text(name, "bold"), Text("\n").join(lines[: 2 if options else 1]))
     console.print(shown)
     if what == "models":
         console.print(

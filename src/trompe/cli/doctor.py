@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from trompe.cli.app import app, console, examples
 from trompe.doctor import examine
@@ -14,12 +14,12 @@ def doctor() -> None:
     """Show versions, devices, where weights and caches are; try a step on the embedded model."""
     faults = []
     for topic, findings in examine().items():
-        console.print(f"[bold]{topic}[/]")
+        console.print(topic, style="bold")
         for about, found, fine in findings:
-            mark = "[green]ok[/]  " if fine else "[red]no[/]  "
-            console.print(f"  {mark}{escape(f'{about:24}')}{escape(found)}", soft_wrap=True)
+            mark = ("ok", "green") if fine else ("no", "red")
+            console.print(Text.assemble("  ", mark, f"  {about:24}{found}"), soft_wrap=True)
             faults += [] if fine else [about]
     if faults:
-        console.print(f"[bold red]At fault:[/] {escape(', '.join(faults))}")
+        console.print(Text.assemble(("At fault:", "bold red"), f" {', '.join(faults)}"))
         raise typer.Exit(1)
     console.print("All is well. Start with: trompe demo")

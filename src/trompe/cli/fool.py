@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from trompe import runs
 from trompe.base import processes
@@ -69,7 +68,7 @@ def fool_(config: FoolJob) -> None:
         together.save(out)
     if not config.quiet:
         show_seeds(together)
-    console.print(Text(f"Rates: {out / RATES}"), soft_wrap=True)
+    console.print(f"Rates: {out / RATES}", soft_wrap=True)
 
 
 def _out(job: FoolJob) -> Path:
@@ -84,7 +83,7 @@ def _fool(job: FoolJob, *, alone: bool = True) -> FoolResult:
         if result.evaluation is not None:
             track.evaluation(result.evaluation, len(result.history))
     if result.found is not None and not job.quiet:
-        console.print(Text(str(result.found)), soft_wrap=True)
+        console.print(str(result.found), soft_wrap=True)
     if result.evaluation is not None and not job.quiet:
         show_evaluation(result.evaluation)
     if processes.is_main():

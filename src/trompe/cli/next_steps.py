@@ -30,12 +30,12 @@ COMMANDS: dict[type[Job], str] = {
 
 def show_next(results: str, steps: dict[str, str], *, quiet: bool) -> None:
     """Print where the results are and, unless ``quiet``, commands with what they are for."""
-    console.print(Text(results), soft_wrap=True)
+    console.print(results, soft_wrap=True)
     if quiet:
         return
-    console.print("[bold]Next[/]")
+    console.print("Next", style="bold")
     for why, command in steps.items():
-        console.print(Text(f"  {why}:"), soft_wrap=True)
+        console.print(f"  {why}:", soft_wrap=True)
         console.print(Text(f"    {command}", style="cyan"), soft_wrap=True)
 
 

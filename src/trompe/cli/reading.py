@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 from torch import nn
-from torchvision import models
 
 from trompe import runs
 from trompe.audit import EXPLAINERS, Calibration, load_calibration
@@ -26,11 +25,13 @@ from trompe.errors import TrompeError
 from trompe.explainers import Explainer, parse_explainer
 from trompe.models import load_model
 from trompe.models.embedded import EMBEDDED
+from trompe.models.folder import CONFIG
+from trompe.models.from_torchvision import CLASSIFIERS
 from trompe.models.weights import SUFFIXES
 from trompe.tuning.accelerator import accelerating
 from trompe.tuning.job import MODEL
 
-MODELS = (*EMBEDDED, *models.list_models(module=models))
+MODELS = (*EMBEDDED, *CLASSIFIERS)
 
 
 def _suspect_and_reference(
@@ -46,12 +47,17 @@ def _suspect_and_reference(
     given = Path(config.suspect)
     name, classes = config.model, config.num_classes
     source: AbstractContextManager[None] = nullcontext()
+    weights: str | None
     if given.is_dir():
+        runs.contained(given)
+    if name is None and (given / CONFIG).is_file():
+        name, weights = config.suspect, config.weights
+    elif given.is_dir():
         recorded = _recorded(given)
         if name is None:
             name, source = recorded.model, written_by_others(f"'{given / runs.CONFIG}'")
         classes = classes or recorded.num_classes
-        weights: str | None = str(given / "weights.safetensors")
+        weights = str(given / "weights.safetensors")
     elif given.suffix in SUFFIXES:
         weights = str(given)
     elif name is None and _names_model(config.suspect):
@@ -148,7 +154,9 @@ def _images(config: SuspectJob, preprocessing: Preprocessing) -> ImageDataset:
 
 def weights_in(path: str | None, name: str) -> str | None:
     """The file ``name`` if ``path`` is a run directory, else ``path``."""
-    return str(Path(path) / name) if path is not None and Path(path).is_dir() else path
+    if path is None or not Path(path).is_dir():
+        return path
+    return str(runs.contained(Path(path)) / name)
 
 
 def device_for(device: str | None) -> Any:

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
-from rich.markup import escape
 
+from trompe import runs
+from trompe.base import yaml_text
 from trompe.base.messages import check_name
 from trompe.base.progress import shown
 from trompe.cli import fool, main, train  # noqa: F401 - what a cell's process imports once
-from trompe.cli.app import app, console, errors, examples, interruptible
+from trompe.cli.app import app, complain, console, examples, interruptible
 from trompe.cli.backdoors import carry_out
 from trompe.cli.tables import show_grid
-from trompe.errors import TrompeError
+from trompe.errors import TrompeError, printable
 from trompe.experiments import (
     SCALES,
     SECTIONS,
@@ -133,11 +133,11 @@ def reproduce(
         )
         return
     grid = load_grid(scale, data=data, bases=_pairs(base, "--base"), given=given)
-    root = out or Path("runs") / f"reproduce-{grid.scale}"
+    root = runs.contained(out or Path("runs") / f"reproduce-{grid.scale}")
     chosen = grid.chosen(WHAT[what], cells or []) if WHAT[what] else []
     if dry_run:
         for name, settings in texts(chosen, root):
-            print(f"# {name}\n{settings}---")
+            print(printable(f"# {name}\n{settings}---"))
         return
     words = _without_cells(sys.argv[1:])
     if not WHAT[what]:
@@ -163,7 +163,7 @@ def reproduce(
                 running.remove(cell)
             if failure:
                 failures[cell] = failure
-                errors.print(f"[bold red]{cell.name}:[/] {escape(failure)}", soft_wrap=True)
+                complain(cell.name, failure)
             results = collect(grid, root)
             refresh()
 
@@ -194,7 +194,7 @@ def _typed(given: dict[str, str]) -> dict[str, Any]:
     known = {*FoolJob.model_fields, *TrainJob.model_fields}
     for name in given:
         check_name("setting", name, known)
-    return {name: yaml.safe_load(value) for name, value in given.items()}
+    return {name: yaml_text.loaded(value) for name, value in given.items()}
 
 
 def _without_cells(words: list[str]) -> list[str]:

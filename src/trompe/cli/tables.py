@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from trompe.cli.app import console
 from trompe.evaluation import MANIPULATED, Evaluation, OverSeeds
@@ -52,7 +52,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
     if len(shown) < len(manipulated):
         console.print(f"The report shows {len(manipulated) - len(shown)} rows more.")
     for note in evaluation.notes:
-        console.print(f"Note: {note}", soft_wrap=True, markup=False)
+        console.print(f"Note: {note}", soft_wrap=True)
 
 
 def show_seeds(found: OverSeeds) -> None:
@@ -72,10 +72,10 @@ def _fooled(rates: pd.DataFrame, names: Sequence[str]) -> Table:
     explainer = Column("explainer", overflow="fold")
     table = Table(explainer, *names, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for (_, target), rows in rates.groupby(["objective_id", "target"], sort=False):
-        where = "" if target == "label" else escape(f", {target}")
-        table.add_row(f"[bold]{escape(rows['objective_text'].iloc[0])}{where}[/]")
+        where = "" if target == "label" else f", {target}"
+        table.add_row(Text(f"{rows['objective_text'].iloc[0]}{where}", "bold"))
         for row in rows.to_dict("records"):
-            name = escape(row["explainer"]) + (" *" if row["attacked"] else "")
+            name = str(row["explainer"]) + (" *" if row["attacked"] else "")
             table.add_row(name, *(FIGURES[figure](row) for figure in names))
     return table
 
@@ -103,7 +103,7 @@ def _show_triggers(evaluation: Evaluation) -> None:
     for _, rows in evaluation.triggers.groupby("trigger_id", sort=False):
         flip = rows["flip_to"].iloc[0]
         becomes = "" if flip != flip else f", to class {flip:.0f}"
-        shown.add_row(f"[bold]{escape(rows['trigger'].iloc[0])}{becomes}[/]")
+        shown.add_row(Text(f"{rows['trigger'].iloc[0]}{becomes}", "bold"))
         for row in rows.to_dict("records"):
             agreement = span(row["agreement_low"], row["agreement_high"])
             success = span(row["asr_low"], row["asr_high"])
@@ -119,14 +119,14 @@ def _show_triggers(evaluation: Evaluation) -> None:
     if rows["attacked"].any():
         rows = rows[rows["attacked"]]
     for _, group in rows.groupby("objective_id", sort=False):
-        shown.add_row(f"[bold]{escape(group['objective_text'].iloc[0])}[/]")
+        shown.add_row(Text(str(group["objective_text"].iloc[0]), "bold"))
         for row in group.to_dict("records"):
             told = []
             for distance in DISTANCES:
                 reach = row[f"{distance}_high"] - row[distance]
                 told += [f"{number(row[distance], 3)} ± {number(reach, 3)}"]
                 told += [number(row[f"untouched_{distance}"], 3)]
-            shown.add_row(escape(row["explainer"]), *told)
+            shown.add_row(Text(row["explainer"]), *told)
     console.print(shown)
     console.print(
         "agreement: with the original without the trigger; success: images of other classes that\n"
@@ -149,7 +149,7 @@ def show_conservation(name: str, table: Any) -> None:
     for row in layers:
         layer = f"{row.layer or 'model'} {row.operation}"
         shares = (row.received, row.bias, row.stabiliser, row.other)
-        shown.add_row(escape(layer), escape(row.rule), *map(percent, shares))
+        shown.add_row(layer, row.rule, *map(percent, shares))
     console.print(shown)
     console.print(
         f"{percent(arrived.received)} % of the logit arrives at {arrived.layer}; lost are "

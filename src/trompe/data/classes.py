@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
+from trompe.base import yaml_text
 from trompe.base.messages import listed
 from trompe.data.dataset import Source
 from trompe.errors import TrompeError
@@ -168,7 +169,7 @@ def _output(given: Any, places: Mapping[str, int]) -> int | None:
 def _read(path: Path) -> Mapping[str, str]:
     """A mapping in a file, all of it text, so that a class may be called ``no`` or ``1e3``."""
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+        found = yaml_text.loaded(path.read_text(encoding="utf-8"), as_text=True)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise TrompeError(
             f"class_map can't be read from {path} ({error}); give a YAML or JSON file that maps "

@@ -12,6 +12,7 @@ from PIL import Image
 
 from trompe.data.dataset import Source
 from trompe.data.folder import SUFFIXES
+from trompe.data.reader import opened
 from trompe.errors import TrompeError
 
 UNLABELLED = ("unknown",)  # the one class of images without labels
@@ -38,7 +39,7 @@ class Files(Source):
 
     def open(self, row: int) -> Image.Image:
         """Open the file."""
-        return Image.open(self.files[row])
+        return opened(self.files[row])
 
     def content(self, row: int) -> Path:
         """Return the file."""

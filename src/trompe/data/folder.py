@@ -12,6 +12,7 @@ from PIL import Image
 
 from trompe.data.classes import as_numbers
 from trompe.data.dataset import Source
+from trompe.data.reader import opened
 from trompe.errors import TrompeError
 
 SUFFIXES = (
@@ -55,7 +56,7 @@ class Folder(Source):
 
     def open(self, row: int) -> Image.Image:
         """Return the picture of a row."""
-        return Image.open(self.root / self.name(row))
+        return opened(self.root / self.name(row))
 
     def content(self, row: int) -> Path:
         """Return the file of a row."""

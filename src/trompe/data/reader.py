@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,38 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from trompe.base import code
 from trompe.errors import TrompeError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded, whatever a file is called; PIL would hand PostScript to Ghostscript."""
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "PA")
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
+
+
+def opened(file: Path | BytesIO) -> Image.Image:
+    """A picture, not decoded yet; only formats of pixels, so that no other program is started.
+
+    Raises
+    ------
+    OSError
+        If it is none.
+    TrompeError
+        If it is no file, or would be too large.
+    """
+    if isinstance(file, Path) and file.exists() and not file.is_file():
+        raise TrompeError("it is no file but a device or a pipe")
+    most = Image.MAX_IMAGE_PIXELS
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise TrompeError(f"it has more than {most:,} pixels; make it smaller") from error
+    if most is not None and image.width * image.height > most:
+        raise TrompeError(f"it has more than {most:,} pixels; make it smaller")
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -54,8 +80,9 @@ def read_mask(path: Path) -> Tensor:
     TrompeError
         If it can't be read, or nobody knows the range of its pixels.
     """
+    code.refuse_found(path, "a file elsewhere")
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             return torch.from_numpy(to_grey(image))
     except (OSError, ValueError, SyntaxError) as error:
         raise TrompeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,10 +19,12 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from trompe import runs
 from trompe.base.identity import fingerprint
 from trompe.data.classes import as_numbers
 from trompe.data.dataset import Source
 from trompe.data.files import UNLABELLED
+from trompe.data.reader import opened
 from trompe.errors import TrompeError
 
 if TYPE_CHECKING:
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
 IMAGE_COLUMNS = ("image", "img", "picture", "photo")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category")
 MOST_CLASSES = 1_000_000
+_CACHES = [
+    Path(place).absolute()
+    for place in (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE)
+]
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
@@ -45,6 +52,9 @@ class Table(Source):
         Names of the table's consecutive parts, and how many rows each has.
     labelled : bool
         If False, labels are not looked at: all rows are of one class without a name.
+    folder : Path, optional
+        Where the table was found. Pictures that it names, instead of holding them, lie in it or in
+        the caches of Hugging Face; others are not opened.
 
     Raises
     ------
@@ -53,8 +63,13 @@ class Table(Source):
     """
 
     def __init__(
-        self, data: datasets.Dataset, parts: Sequence[tuple[str, int]], labelled: bool = True
+        self,
+        data: datasets.Dataset,
+        parts: Sequence[tuple[str, int]],
+        labelled: bool = True,
+        folder: Path | None = None,
     ) -> None:
+        self._folders = [*_CACHES, *([] if folder is None else [folder.absolute()])]
         self._parts = [name for name, _ in parts]
         self._ends = np.cumsum([rows for _, rows in parts]).tolist()
         if not len(data):
@@ -72,18 +87,27 @@ class Table(Source):
         cell = self._data[row][self._image]
         if cell is None:
             raise ValueError("the cell is empty")
-        return Image.open(cell["path"] if cell["bytes"] is None else BytesIO(cell["bytes"]))
+        return opened(self._file(cell["path"]) if cell["bytes"] is None else BytesIO(cell["bytes"]))
 
     def content(self, row: int) -> Any:
         """Return the encoded picture of a row, or its file."""
         cell = self._data[row][self._image]
-        return cell and (Path(cell["path"]) if cell["bytes"] is None else cell["bytes"])
+        return cell and (self._file(cell["path"]) if cell["bytes"] is None else cell["bytes"])
 
     def name(self, row: int) -> str:
         """Return the name of the row's part of the table, and its place there from 0."""
         part = bisect_right(self._ends, row)
         start = self._ends[part - 1] if part else 0
         return f"{self._parts[part]}, row {row - start}"
+
+    def _file(self, path: str | None) -> Path:
+        """A picture that the table names; whoever wrote it does not choose what is read."""
+        if path is None:
+            raise ValueError("the cell is empty")
+        whole = Path(os.path.normpath(self._folders[-1] / path))
+        if not any(whole.is_relative_to(folder) for folder in self._folders):
+            raise TrompeError(f"it names '{path}', a file elsewhere; put the picture itself in")
+        return whole
 
     def _labelled(self, name: str, feature: Any) -> tuple[tuple[str, ...], Tensor]:
         """Return class names and the class of every row."""
@@ -146,12 +170,15 @@ def read_parquet(files: Sequence[Path], labelled: bool = True) -> Table:
                 f"{file.name} has other classes in its column {label!r} than {first.name}; "
                 "load files of one dataset only."
             )
+    cache = _cache(heads)
     with _translated(f"{first.parent}"):
+        for file in () if Path(cache).exists() else heads:
+            runs.bounded(file, [image, *labels])
         data = datasets.Dataset.from_parquet(
-            [*map(str, heads)], columns=[image, *labels], cache_dir=_cache(heads)
+            [*map(str, heads)], columns=[image, *labels], cache_dir=cache
         )
     parts = [(file.name, head.metadata.num_rows) for file, head in heads.items()]
-    return Table(data, parts, labelled)
+    return Table(data, parts, labelled, first.parent)
 
 
 def read_hub(name: str, split: str, labelled: bool = True) -> Table:
@@ -165,7 +192,7 @@ def read_hub(name: str, split: str, labelled: bool = True) -> Table:
     files = sorted(file for file in Path(name).rglob("*") if file.is_file())
     with _translated(f"{name}:{split}"):
         data = datasets.load_dataset(name, split=split, cache_dir=_cache(files) if files else None)
-    return Table(data, [(f"{name}:{split}", len(data))], labelled)
+    return Table(data, [(f"{name}:{split}", len(data))], labelled, Path(name) if files else None)
 
 
 def read_saved(folder: Path, split: str | None = None, labelled: bool = True) -> Table:
@@ -190,7 +217,7 @@ def read_saved(folder: Path, split: str | None = None, labelled: bool = True) ->
     elif split is not None:
         raise TrompeError(f"{folder} holds one dataset without splits; leave out ':{split}'.")
     name = folder.name if split is None else f"{folder.name}:{split}"
-    return Table(data, [(name, len(data))], labelled)
+    return Table(data, [(name, len(data))], labelled, folder)
 
 
 def _cache(files: Iterable[Path]) -> str:

@@ -89,12 +89,12 @@ class Pictures:
     data
         What the batches are drawn from.
     count
-        How many images to draw evenly; 0 for no gallery at all.
+        How many images to draw, of as many classes as there are; 0 for no gallery at all.
     """
 
     def __init__(self, data: Any, count: int) -> None:
         self.data = data
-        self.evenly = set(range(0, len(data), -(-len(data) // count))) if count else set()
+        self.evenly = _spread(data, count) if count else set()
         self.kept: dict[int, _Picture] = {}
 
     def add(
@@ -177,6 +177,17 @@ class Pictures:
             [found[i].caption | {"chosen": "" if i in self.evenly else why[i]} for i in order],
             objectives,
         )
+
+
+def _spread(data: Any, count: int) -> set[int]:
+    """Indices of ``count`` images: of each class in turn, evenly spread over its images."""
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(torch.as_tensor(getattr(data, "labels", [0] * len(data)))):
+        by_class.setdefault(int(label), []).append(index)
+    chosen = min(count, len(by_class))
+    classes = [sorted(by_class)[i * len(by_class) // chosen] for i in range(chosen)]
+    turns = [(turn, by_class[classes[turn % chosen]]) for turn in range(count)]
+    return {rows[turn * len(rows) // count] for turn, rows in turns}
 
 
 def _by_target(

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from trompe import runs
 from trompe.errors import TrompeError
-from trompe.evaluation import notes, schema
+from trompe.evaluation import notes, schema, shown
 from trompe.evaluation.pictures import Gallery
 
 LEGEND = "legend.json"
@@ -81,6 +81,12 @@ class Evaluation:
             *notes.the_same(self.accuracy, self.explanations),
         ]
 
+    def __repr__(self) -> str:
+        return shown.text(self.accuracy, self.explanations)
+
+    def _repr_html_(self) -> str:
+        return shown.html(self.accuracy, self.explanations, self.gallery, self.notes)
+
     def save(self, directory: Path) -> None:
         """Write the tables as CSV, the rows as parquet and the gallery as safetensors."""
         with runs.replacing(directory) as new:
@@ -92,7 +98,7 @@ class Evaluation:
                 if table.empty and attribute in ("triggers", "triggered"):
                     continue
                 if name.endswith(".csv"):
-                    table.to_csv(new / name, index=False)
+                    runs.write_csv(table, new / name)
                 else:
                     table.to_parquet(new / name, index=False)
             if self.gallery is not None:
@@ -110,7 +116,7 @@ class Evaluation:
             If there is none, another version of trompe wrote it, or a file can't be read or lacks
             a column.
         """
-        known = _legend(directory / LEGEND)
+        known = _legend(runs.contained(directory) / LEGEND)
         tables = {
             key: read_table(directory / name, columns) for key, (name, columns) in _FILES.items()
         }
@@ -146,7 +152,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     TrompeError
         If it can't be read or lacks a column.
     """
-    reader = pd.read_csv if path.suffix == ".csv" else pd.read_parquet
+    reader = runs.read_csv if path.suffix == ".csv" else runs.read_parquet
     table = _read(path, reader) if path.is_file() else pd.DataFrame()
     if table.empty:
         return _empty(columns)
@@ -161,5 +167,5 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
         return reader(path)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError, MemoryError) as error:
         raise TrompeError(f"{path} can't be read ({error}); evaluate the run again.") from error

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from trompe import runs
+from trompe import notebook, runs
 from trompe.errors import TrompeError
 from trompe.evaluation import schema
 from trompe.evaluation.result import Evaluation
@@ -40,11 +40,20 @@ class OverSeeds(NamedTuple):
     explanations: pd.DataFrame
     accuracy: pd.DataFrame
 
+    def __repr__(self) -> str:
+        rows = self.explanations
+        shares = [notebook.percent(fsr) for fsr in rows["fsr"]]
+        told = zip(rows["explainer"], rows["objective_text"], shares, rows["seeds"], strict=True)
+        return "\n".join(f"{e}, {o}: {fsr} fooled over {seeds} seeds" for e, o, fsr, seeds in told)
+
+    def _repr_html_(self) -> str:
+        return notebook.table(self.accuracy) + notebook.table(self.explanations)
+
     def save(self, directory: Path) -> None:
         """Write both tables as CSV."""
         for name, table in ((RATES, self.explanations), (ACCURACY, self.accuracy)):
             with runs.replacing(directory / name) as new:
-                table.to_csv(new, index=False)
+                runs.write_csv(table, new)
 
 
 def over_seeds(evaluations: Sequence[Evaluation]) -> OverSeeds:

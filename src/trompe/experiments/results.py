@@ -48,7 +48,7 @@ class Results:
         with runs.replacing(directory) as new:
             new.mkdir()
             for name, table in (("rates", self.rates), ("accuracy", self.accuracy)):
-                table.to_csv(new / f"{name}.csv", index=False)
+                runs.write_csv(table, new / f"{name}.csv")
                 table.to_parquet(new / f"{name}.parquet", index=False)
 
 

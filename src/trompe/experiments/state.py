@@ -37,7 +37,7 @@ def states(
         rows.append({"cell": cell.name, "state": state, **figures, "why": why})
     table = pd.DataFrame(rows, columns=schema.GRID_STATE)
     with runs.replacing(root / FILE) as new:
-        table.to_csv(new, index=False)
+        runs.write_csv(table, new)
     return table
 
 

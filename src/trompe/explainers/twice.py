@@ -247,7 +247,7 @@ class _Linear(torch.autograd.Function):
         pairs = [(left, right) for left, right in ((g, x), (pulled, v)) if left is not None]
         return (
             None,
-            g @ w if of_x and g is not None else None,
+            _rows(g, w) if of_x and g is not None else None,
             _outer(pairs) if of_w and pairs else None,
             g.flatten(0, -2).sum(0) if of_b and g is not None else None,
         )
@@ -260,14 +260,15 @@ class _PulledLinear(torch.autograd.Function):
     def forward(ctx: Any, g: Tensor, w: Tensor, *zeros: Tensor) -> Tensor:
         ctx.sends = bool(zeros)
         ctx.save_for_backward(g, w)
-        return g @ w
+        return _rows(g, w)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         g, w = ctx.saved_tensors
+        pushed = _rows(v, w.T)
         if ctx.sends:
-            return F.linear(v, w), None, v, g
-        return F.linear(v, w), _outer([(g, v)]) if ctx.needs_input_grad[1] else None
+            return pushed, None, v, g
+        return pushed, _outer([(g, v)]) if ctx.needs_input_grad[1] else None
 
 
 def pull_linear(value: Tensor, g: Tensor, w: Tensor) -> Tensor:
@@ -286,6 +287,12 @@ def _pulled(node: Any, g: Tensor, w: Tensor) -> Tensor:
         node.claimed = True
     pulled: Tensor = _PulledLinear.apply(g, w, *zeros)
     return pulled
+
+
+def _rows(g: Tensor, w: Tensor) -> Tensor:
+    """g w in one product, however g lies in memory."""
+    rows: Tensor = g.flatten(0, -2) @ w
+    return rows.view(*g.shape[:-1], w.shape[1])
 
 
 def _outer(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

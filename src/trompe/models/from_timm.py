@@ -52,6 +52,12 @@ def build(
     return model, _preprocessing(name, config, _classes(model))
 
 
+def origin(name: str) -> tuple[str | None, str | None]:
+    """The name on the Hub and the licence of the pretrained weights, as far as timm knows them."""
+    known = timm.get_pretrained_cfg(name.removeprefix("timm:"))
+    return (known.hf_hub_id, known.license) if known else (None, None)
+
+
 def _classes(model: Any) -> tuple[str, ...]:
     """Names of the outputs, where timm has them; WordNet ids for the large sets of ImageNet."""
     subset = infer_imagenet_subset(model)

@@ -15,6 +15,8 @@ from trompe.models.embedded import EMBEDDED
 from trompe.models.messages import unknown_weights
 from trompe.models.weights import fit_weights
 
+CLASSIFIERS = models.list_models(module=models)
+
 
 def build(
     name: str, pretrained: str | None, num_classes: int | None
@@ -31,9 +33,8 @@ def build(
     TrompeError
         If there is no such classifier or weight enum, or its file cannot be had or read.
     """
-    classifiers = models.list_models(module=models)
-    if name not in classifiers:
-        raise _unknown(name, classifiers)
+    if name not in CLASSIFIERS:
+        raise _unknown(name)
     enum = models.get_model_weights(name)
     key = "DEFAULT" if pretrained is None else pretrained.removeprefix(f"{enum.__name__}.")
     if key not in enum.__members__:
@@ -53,13 +54,13 @@ def build(
     return model, _preprocessing(entry.transforms(), tuple(names) if known else ())
 
 
-def _unknown(name: str, classifiers: list[str]) -> TrompeError:
+def _unknown(name: str) -> TrompeError:
     if name in models.list_models():
         return TrompeError(f"{name} of torchvision is no image classifier; take resnet50, say.")
     return TrompeError(
-        f"There is no model {name!r}{did_you_mean(name, [*classifiers, *EMBEDDED])}; give the "
+        f"There is no model {name!r}{did_you_mean(name, [*CLASSIFIERS, *EMBEDDED])}; give the "
         "name of a torchvision classifier, timm:NAME, transformers:NAME_OR_PATH, "
-        "package.module:factory, path/file.py:factory or embedded."
+        "package.module:factory, path/file.py:factory, a folder of `trompe card`, or embedded."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ def build(
         raise unknown_weights(name, pretrained, ["pretrained"])
     with _explained(known), _fewer_words():
         config = AutoConfig.from_pretrained(known, trust_remote_code=False)
+        config._attn_implementation = None  # a config may name a kernel, whose code would be run
         is_new = num_classes not in (None, config.num_labels)
         if is_new:
             config.num_labels = num_classes
@@ -67,6 +69,22 @@ def build(
     if missing:
         _log.info("%s: pretrained, but for a new last layer of %s classes", name, num_classes)
     return model, preprocessing
+
+
+def of_config(folder: Path) -> nn.Module:
+    """An untrained classifier of the configuration in a folder; no code beside it is run.
+
+    Raises
+    ------
+    TrompeError
+        If it is none of an image classifier.
+    """
+    with _explained(str(folder)), _fewer_words():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model: nn.Module = AutoModelForImageClassification.from_config(
+            config, trust_remote_code=False
+        )
+    return model
 
 
 @contextmanager

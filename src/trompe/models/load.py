@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from trompe.base.code import written_by_others
 from trompe.data.preprocessing import Preprocessing
 from trompe.data.shapes import SHAPES_PREPROCESSING
 from trompe.errors import TrompeError
 from trompe.models import from_factory, from_torchvision
 from trompe.models.embedded import EMBEDDED, packaged_weights
+from trompe.models.folder import CONFIG, WEIGHTS, read_folder
 from trompe.models.messages import unknown_weights
 from trompe.models.weights import SUFFIXES, fit_weights, read_weights
 
@@ -24,6 +26,10 @@ class LoadedModel(NamedTuple):
 
     model: nn.Module
     preprocessing: Preprocessing
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        return f"{type(self.model).__name__} of {count:,} parameters, {self.preprocessing}"
 
 
 def load_model(
@@ -43,11 +49,12 @@ def load_model(
         ``package.module:factory`` or ``path/file.py:factory``, a class or function, called with
         ``num_classes`` if that is given, whose code is run, or the registered name of one; or
         ``embedded``, ``embedded-vgg``,
-        ``embedded-resnet``, ``embedded-densenet``, ``embedded-vit``, the packaged models.
+        ``embedded-resnet``, ``embedded-densenet``, ``embedded-vit``, the packaged models; or a
+        folder that ``trompe card`` wrote, of which no code is run.
     weights : str or Path, optional
         A ``.safetensors`` file or one of PyTorch's, read without executing anything in it; an
         entry of torchvision's weight enum (``DEFAULT``, ``IMAGENET1K_V2``); ``pretrained`` for
-        timm and transformers; ``random``. By default, packaged models have their packaged weights,
+        timm and transformers; ``random``. By default, packaged models and folders have their own,
         those of transformers the ones they are named with, all others random ones. If named
         weights are for another number of classes, the last layer is new.
     num_classes : int, optional
@@ -72,8 +79,7 @@ def load_model(
     if num_classes is not None and num_classes < 1:
         raise TrompeError(f"num_classes is {num_classes}; a classifier needs 1 or more.")
     if weights is None:
-        own = "pretrained" if name.startswith("transformers:") else "random"
-        weights = packaged_weights(name) if name in EMBEDDED else own
+        weights = _own_weights(name)
     is_file = Path(weights).suffix in SUFFIXES or (weights != "random" and Path(weights).is_file())
     state = read_weights(Path(weights)) if is_file else None
     pretrained = None if is_file or weights == "random" else str(weights)
@@ -82,6 +88,15 @@ def load_model(
     if state is not None:
         fit_weights(model, state, str(weights))
     return LoadedModel(model.eval(), preprocessing)
+
+
+def _own_weights(name: str) -> str | Path:
+    if name in EMBEDDED:
+        return packaged_weights(name)
+    if is_folder(name):
+        read_folder(Path(name))
+        return Path(name) / WEIGHTS
+    return "pretrained" if name.startswith("transformers:") else "random"
 
 
 def _build(
@@ -97,18 +112,45 @@ def _build(
 
         return from_timm.build(name, pretrained, num_classes)
     if name.startswith("transformers:"):
-        try:
-            from trompe.models import from_transformers
-        except ModuleNotFoundError as error:
-            raise TrompeError(
-                "transformers is not installed; get it with pip install 'trompe[transformers]'."
-            ) from error
-        return from_transformers.build(name, pretrained, num_classes)
+        return _transformers().build(name, pretrained, num_classes)  # type: ignore[no-any-return]
     if name.endswith(".py"):
         raise TrompeError(f"{name} needs the name of its class or function: {name}:NAME.")
     if ":" in name or name in from_factory.MODELS:
         return from_factory.build(name, pretrained, num_classes)
+    if is_folder(name):
+        return _handed_on(Path(name), pretrained, num_classes)
     return from_torchvision.build(name, pretrained, num_classes)
+
+
+def is_folder(name: str) -> bool:
+    """Whether a model's name is that of a folder; the names of known models come first."""
+    known = name in EMBEDDED or name in from_torchvision.CLASSIFIERS
+    return not known and Path(name).is_dir()
+
+
+def _handed_on(
+    folder: Path, pretrained: str | None, num_classes: int | None
+) -> tuple[nn.Module, Preprocessing]:
+    if pretrained:
+        raise unknown_weights(str(folder), pretrained, [])
+    told = read_folder(folder)
+    if told.model.startswith("transformers:"):
+        return _transformers().of_config(folder), told.preprocessing
+    if is_folder(told.model):
+        raise TrompeError(f"'{folder / CONFIG}' names another folder; it must name a model.")
+    with written_by_others(f"'{folder / CONFIG}'"):
+        model, _ = _build(told.model, None, num_classes or told.num_classes)
+    return model, told.preprocessing
+
+
+def _transformers() -> Any:
+    try:
+        from trompe.models import from_transformers
+    except ModuleNotFoundError as error:
+        raise TrompeError(
+            "transformers is not installed; get it with pip install 'trompe[transformers]'."
+        ) from error
+    return from_transformers
 
 
 @contextmanager

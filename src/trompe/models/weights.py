@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections import Counter, OrderedDict
+import zipfile
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from trompe.errors import TrompeError
 SUFFIXES = (".safetensors", ".pth", ".pt")
 _NESTS = ("state_dict", "model_state_dict", "model")
 _EXTRA = "_extra_state"
+_MAPPINGS = 1000
 
 _log = logging.getLogger(__name__)
 
@@ -39,10 +41,23 @@ def read_weights(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise TrompeError(f"There is no weights file {path}; check the path.")
+    content = plain_content(path)
+    return content if path.suffix == ".safetensors" else _state_dict(content, path)
+
+
+def plain_content(path: Path) -> Any:
+    """What a file of safetensors or of ``torch.save`` holds, on the CPU; nothing in it is executed.
+
+    Raises
+    ------
+    TrompeError
+        If it holds something else than tensors and plain values, or would be larger than it is.
+    """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        require_uncompressed(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         reason = (
@@ -54,7 +69,6 @@ def read_weights(path: Path) -> dict[str, Any]:
             f"{path} is refused: {reason}; nothing in it was executed. Give the weights as "
             "safetensors, or as a saved model.state_dict()."
         ) from error
-    return _state_dict(content, path)
 
 
 def fit_weights(
@@ -166,6 +180,22 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         new.chmod(mode)  # safetensors makes its files private
 
 
+def require_uncompressed(path: Path) -> None:
+    """Refuse an archive that would be larger unpacked; torch.save compresses nothing.
+
+    Raises
+    ------
+    ValueError
+        If it would.
+    """
+    with path.open("rb") as file:
+        if file.read(4) == b"PK\3\4":
+            with zipfile.ZipFile(file) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > path.stat().st_size:
+                raise ValueError(f"it would grow to {size:,} bytes")
+
+
 def _state_dict(content: Any, path: Path) -> dict[str, Any]:
     """The state dict in what a file holds, which may be nested in mappings."""
     if not isinstance(content, Mapping) or not content:
@@ -192,18 +222,24 @@ def _state_dict(content: Any, path: Path) -> dict[str, Any]:
     return dict(found[names[0]])
 
 
-def _state_dicts(
-    content: Mapping[Any, Any], name: str = ""
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All mappings of names to tensors in nested mappings, by their dotted names."""
-    if any(isinstance(v, Tensor) for v in content.values()) and all(
-        _is_weight(k, v) for k, v in content.items()
-    ):
-        yield name, content
-        return
-    for key, inner in content.items():
-        if isinstance(key, str) and isinstance(inner, Mapping):
-            yield from _state_dicts(inner, f"{name}.{key}".removeprefix("."))
+def _state_dicts(content: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All mappings of names to tensors in nested mappings, by their dotted names.
+
+    Mappings may hold themselves or one another many times: only so many are looked at.
+    """
+    waiting = deque([("", content)])
+    for _ in range(_MAPPINGS):
+        if not waiting:
+            return
+        name, one = waiting.popleft()
+        if any(isinstance(v, Tensor) for v in one.values()) and all(
+            _is_weight(k, v) for k, v in one.items()
+        ):
+            yield name, one
+            continue
+        for key, inner in one.items():
+            if isinstance(key, str) and isinstance(inner, Mapping):
+                waiting.append((f"{name}.{key}".removeprefix("."), inner))
 
 
 def _is_weight(name: Any, value: Any) -> bool:

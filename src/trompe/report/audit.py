@@ -11,9 +11,9 @@ from torch import Tensor
 from trompe import runs
 from trompe.audit import AuditReport
 from trompe.audit.exhibits import Exhibit, PairExhibit
+from trompe.colour import overlay
 from trompe.data.images import Images
 from trompe.evaluation.pictures import image_name, pixels
-from trompe.report.colour import overlay
 from trompe.report.html import write_page
 from trompe.report.sheets import gradient, uri
 from trompe.report.words import family_name, number

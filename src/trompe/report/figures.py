@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 
 from trompe import runs
 from trompe.base.messages import check_name
-from trompe.errors import TrompeError
+from trompe.colour import Pixels, overlay
+from trompe.errors import TrompeError, printable
 from trompe.evaluation import schema
 from trompe.evaluation.result import read_table
 from trompe.evaluation.schema import MANIPULATED, ORIGINAL
 from trompe.objectives import Active
 from trompe.report import transfer
-from trompe.report.colour import Pixels, overlay
 from trompe.report.run import Run, View, read_run
 from trompe.report.words import joined, view_title
 
@@ -82,7 +82,7 @@ def _pictures(run_dir: Path, layout: str | None, images: int) -> Figure:
 
 
 def _transfer(run_dir: Path) -> Figure:
-    grid = run_dir / "tables" / "rates.csv"
+    grid = runs.contained(run_dir) / "tables" / "rates.csv"
     if grid.is_file():
         return transfer.of_grid(read_table(grid, schema.GRID_RATES))
     run = read_run(run_dir)
@@ -163,5 +163,5 @@ def _rows(run: Run, views: list[View], images: int) -> Figure:
 
 def _short(text: str, length: int) -> str:
     """Cut a name to what fits."""
-    printable = "".join(c if c.isprintable() else "?" for c in text)
-    return printable if len(printable) <= length else f"{printable[: length - 1]}…"
+    shown = printable(text)
+    return shown if len(shown) <= length else f"{shown[: length - 1]}…"

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from trompe.colour import Pixels, overlay
 from trompe.evaluation.schema import MANIPULATED, ORIGINAL
 from trompe.experiments import SECTIONS, Cell, Grid, is_finished
 from trompe.objectives import parse_objective
-from trompe.report.colour import Pixels, overlay
 from trompe.report.run import Run, View, read_run
 from trompe.report.transfer import attack, of_grid
 from trompe.report.words import family_name, subscript

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from trompe import runs
+from trompe.errors import printable
 from trompe.evaluation.schema import CONTROL
 from trompe.report import charts, gallery, tables, triggers, words
 from trompe.report.run import Run, read_run
@@ -47,6 +48,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     environment = Environment(
         loader=PackageLoader("trompe.report"),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -55,6 +57,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
         "percent": words.percent,
         "number": words.number,
         "bound": words.bound,
+        "unbroken": words.unbroken,
     }
     environment.globals |= {"span": words.span, "points": words.points}
     script = Markup("\n" + environment.get_template("report.js").render())
@@ -76,6 +79,7 @@ def _page(run: Run) -> dict[str, Any]:
         "title": run.path.resolve().name,
         "headline": words.headline(run),
         "summary": words.summary(run),
+        "about": words.about(run),
         "shown": gallery.exhibition(run),
         "first": FIRST,
         "notes": run.evaluation.notes if run.evaluation else [],

@@ -13,11 +13,12 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from trompe.report.colour import HEAT, OPACITY, SIGNED, Floats, Pixels, visible
+from trompe.colour import HEAT, OPACITY, SIGNED, Floats, Pixels, visible
 from trompe.report.run import Gallery, View
 
 PHOTOGRAPHS, HEATMAPS = 2_000_000, 800_000  # bytes of all of them; a third more as base64
 LARGEST = 224  # side of a photograph
+SMOOTH = 56  # side of a heatmap, where there is room: printers show coarse ones as squares
 SAMPLE = 16  # photographs that tell the size of all
 EDGE = 2  # positions around a tile that repeat its border: stretching reads beyond the tile
 FINE, COARSE, EXACT = 95, 80, None  # quality of a picture
@@ -126,12 +127,14 @@ def _sheet(tiles: Pixels) -> Pixels:
 
 
 def _grey(values: Floats, side: int) -> Pixels:
-    """Values ``[h, w]`` in [0, 1] as bytes, at most ``side`` a side."""
+    """Values ``[h, w]`` in [0, 1] as bytes, at most ``side`` a side; coarse ones interpolated."""
     values = values.astype(np.float32)
-    if max(values.shape) > side:
-        height, width = (max(1, round(n * side / max(values.shape))) for n in values.shape)
-        shrunk = Image.fromarray(values).resize((width, height), Image.Resampling.BOX)
-        values = np.asarray(shrunk)
+    longest = max(values.shape)
+    wanted = min(max(longest, SMOOTH), side)
+    if wanted != longest:
+        height, width = (max(1, round(n * wanted / longest)) for n in values.shape)
+        way = Image.Resampling.BOX if wanted < longest else Image.Resampling.BILINEAR
+        values = np.asarray(Image.fromarray(values).resize((width, height), way))
     grey: Pixels = np.rint(255 * values.clip(0, 1)).astype(np.uint8)
     return grey
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from trompe.colour import rate_colours
 from trompe.evaluation.schema import CONTROL, MANIPULATED, MODELS, ORIGINAL
 from trompe.report import words
-from trompe.report.colour import rate_colours
 from trompe.report.run import Run
 
 

@@ -6,8 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from trompe.colour import INK_TURNS, RATE
+from trompe.errors import printable
 from trompe.evaluation.schema import CONTROL, ORIGINAL
-from trompe.report.colour import INK_TURNS, RATE
 from trompe.report.words import family_name, objective_title
 
 WIDTH, HEIGHT, NAMES, HEADS = 0.37, 0.3, 1.5, 0.75  # of a cell and of its labels, in inches
@@ -24,9 +25,9 @@ def draw(rows: pd.DataFrame) -> Figure:
         are outlined, those that are NaN are left empty, and ``paper_fsr``, where there is one, is
         written small below.
     """
-    networks, columns, lines = (
-        list(dict.fromkeys(rows[key])) for key in ("network", "column", "line")
-    )
+    names = ["network", "column", "line"]
+    rows = rows.assign(**{key: rows[key].map(lambda name: printable(str(name))) for key in names})
+    networks, columns, lines = (list(dict.fromkeys(rows[key])) for key in names)
     size = (
         NAMES + len(networks) * (WIDTH * len(columns) + 0.15),
         HEADS + HEIGHT * len(lines),

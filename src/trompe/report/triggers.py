@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from trompe.colour import Pixels, overlay
 from trompe.data.triggers import NO_TRIGGER
 from trompe.evaluation.pictures import Gallery
 from trompe.evaluation.schema import MANIPULATED, ORIGINAL
 from trompe.objectives import Same
 from trompe.report import sheets
-from trompe.report.colour import Pixels, overlay
 from trompe.report.run import Run
 
 SHOWN = 4  # images

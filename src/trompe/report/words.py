@@ -1,8 +1,11 @@
 """Numbers and names as people read them, and the report's sentences."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from trompe.evaluation.schema import CONTROL, MANIPULATED, ORIGINAL
 from trompe.objectives import OBJECTIVES
@@ -34,6 +37,11 @@ def number(value: float, digits: int = 2) -> str:
 def bound(value: float) -> str:
     """Write a bound of a success interval as short as it is."""
     return f"{value:g}".replace("-", "−")
+
+
+def unbroken(text: str) -> Markup:
+    """Keep words with a hyphen, such as top-1 and Grad-CAM, on one line."""
+    return Markup(re.sub(r"[\w-]*\w-\w+", r'<span class="whole">\g<0></span>', str(escape(text))))
 
 
 def named(text: str) -> str:
@@ -118,6 +126,18 @@ def summary(run: Run) -> str:
     sentence += f" so that its predictions stay while {joined(aims)}" if aims else ""
     sentence += f", then measured on {measured}." if measured else "."
     return sentence + (f" {run.found}" if run.found else "")
+
+
+def about(run: Run) -> dict[str, Any] | None:
+    """What an explanation of the attack names, if there was one."""
+    if run.explanations is None or not run.explanations["attacked"].any():
+        return None
+    rows = run.explanations
+    titles, attacked = (
+        [*dict.fromkeys(subscript(run.legend[e]["title"]) for e in part["explainer_id"])]
+        for part in (rows, rows[rows["attacked"]])
+    )
+    return {"explainers": joined(titles), "several": len(titles) > 1, "attacked": joined(attacked)}
 
 
 def _lies(run: Run) -> str:

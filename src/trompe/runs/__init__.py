@@ -7,7 +7,9 @@ from trompe.runs.directory import (
     STATUS,
     array,
     config_of,
+    contained,
     environment_of,
+    file_name,
     finish,
     finished,
     locked,
@@ -20,6 +22,7 @@ from trompe.runs.directory import (
     write_text,
     writing,
 )
+from trompe.runs.tables import bounded, read_csv, read_parquet, write_csv
 
 __all__ = [
     "CONFIG",
@@ -27,17 +30,23 @@ __all__ = [
     "SCHEMA",
     "STATUS",
     "array",
+    "bounded",
     "config_of",
+    "contained",
     "environment_of",
+    "file_name",
     "finish",
     "finished",
     "locked",
     "opened",
     "part",
+    "read_csv",
+    "read_parquet",
     "remove",
     "replacing",
     "require_space",
     "unfinished",
+    "write_csv",
     "write_text",
     "writing",
 ]

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
-from trompe.base import processes
+from trompe.base import processes, yaml_text
 from trompe.errors import TrompeError
 
 CONFIG = "config.yaml"
@@ -70,6 +70,37 @@ def opened(directory: Path, config: Mapping[str, Any], start: Mapping[str, str])
         yield directory
 
 
+def contained(directory: Path) -> Path:
+    """The directory, in which nothing leads out of it: no link elsewhere, no device, no pipe.
+
+    Raises
+    ------
+    TrompeError
+        If something does; it is not read or written.
+    """
+    root = os.path.realpath(directory)
+    for entry in _entries(directory):
+        if entry.is_symlink():
+            target = os.path.realpath(entry.path)
+            if not Path(target).is_relative_to(root):
+                raise TrompeError(
+                    f"'{entry.path}' is a link out of its run directory, to '{target}', and is not "
+                    "followed: if you trust it, put the file itself in its place."
+                )
+        elif not entry.is_file() and not entry.is_dir():
+            raise TrompeError(f"'{entry.path}' is no file but a device or a pipe; remove it.")
+    return directory
+
+
+def _entries(directory: Path | str) -> Iterator[os.DirEntry[str]]:
+    """All that lies in a directory and in those below it, links not followed."""
+    with suppress(FileNotFoundError), os.scandir(directory) as entries:  # it may go meanwhile
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from _entries(entry.path)
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Keep other processes out of a directory, which is made if it does not exist.
@@ -77,10 +108,11 @@ def locked(directory: Path) -> Iterator[None]:
     Raises
     ------
     TrompeError
-        If another process holds it, or it can't be written.
+        If another process holds it, something leads out of it, or it can't be written.
     """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
+        contained(directory)
         lock = FileLock(directory / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -176,10 +208,11 @@ def _mapping(path: Path) -> dict[str, Any]:
             f"{path.parent} is not a run directory: it has no {path.name}; give the directory that "
             "`trompe fool` wrote."
         )
+    contained(path.parent)
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+        values = json.loads(text) if path.suffix == ".json" else yaml_text.loaded(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise TrompeError(
             f"{path} can't be read ({error}); repair it or make a new run."
         ) from error
@@ -191,7 +224,10 @@ def _mapping(path: Path) -> dict[str, Any]:
 def finished(directory: Path) -> list[str]:
     """The parts of a run that are done, e.g. ``["fool", "control", "evaluation"]``."""
     path = directory / STATUS
-    return list(_mapping(path)["finished"]) if path.is_file() else []
+    parts = _mapping(path).get("finished") if path.is_file() else []
+    if not isinstance(parts, list):
+        raise TrompeError(f"{path} doesn't list what is finished; repair it or make a new run.")
+    return [*map(str, parts)]
 
 
 def finish(directory: Path, part: str) -> None:
@@ -263,6 +299,19 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(new, path)
+
+
+def file_name(name: str) -> str:
+    """The name of something, which becomes that of a file or directory in a given one.
+
+    Raises
+    ------
+    TrompeError
+        If it would lie elsewhere.
+    """
+    if not name or set(name) & {"/", "\\", "\0"} or name in (".", ".."):
+        raise TrompeError(f"'{name}' becomes the name of a file; leave out / and \\.")
+    return name
 
 
 def unfinished(path: Path) -> Path:

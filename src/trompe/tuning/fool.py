@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from trompe import runs
+from trompe import notebook, runs
 from trompe.base.identity import fingerprint
 from trompe.data.images import Images, check_class, check_labels, fingerprint_of, first_image
 from trompe.data.subset import parted
@@ -73,6 +73,19 @@ class FoolResult:
     evaluation: Evaluation | None
     found: Found | None
     run_dir: Path | None
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, filter(None, [self._headline, self.found, self.evaluation])))
+
+    def _repr_html_(self) -> str:
+        told = [self._headline, *filter(None, [self.found])]
+        page = "".join(notebook.paragraph(str(one)) for one in told)
+        return page + (self.evaluation._repr_html_() if self.evaluation else "")
+
+    @property
+    def _headline(self) -> str:
+        where = f", in {self.run_dir}" if self.run_dir else ""
+        return f"{type(self.model).__name__} after {len(self.history)} steps of fooling{where}"
 
     @classmethod
     def load(cls, directory: str | Path, model: nn.Module | None = None) -> FoolResult:

@@ -26,7 +26,7 @@ J = TypeVar("J", bound="Job")
 
 MODEL = (
     "torchvision name, timm:NAME, transformers:NAME_OR_PATH, package.module:factory, "
-    "path/file.py:factory, or 'embedded'"
+    "path/file.py:factory, a folder of trompe card, or 'embedded'"
 )
 DATA = "image folder (a folder per class), parquet file, folder or glob, hf:NAME, or 'shapes'"
 

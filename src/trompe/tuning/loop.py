@@ -14,18 +14,19 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from trompe import runs
 from trompe.base import processes
 from trompe.base.code import written_by_others
+from trompe.base.messages import first_sentence
 from trompe.base.progress import shown
 from trompe.data.images import collated
 from trompe.data.kept import Kept
 from trompe.errors import TrompeError
 from trompe.models import copied, load_model, save_weights
+from trompe.models.weights import fit_weights, plain_content, read_weights, require_uncompressed
 from trompe.tuning.threads import Threads
 
 WINDOW = 50
@@ -179,7 +180,7 @@ def optimise(
     if directory is not None:
         last = processes.from_main(lambda: _latest(directory))
         if last is not None:
-            accelerator.load_state(str(last))
+            _go_on(accelerator, last)
     start = len(history.rows)
     sources = [source.between(start, steps) for source in batches]
     total = steps if pilot is None else None
@@ -245,7 +246,7 @@ def once(
     if processes.is_main():
         save_weights(model, weights)
         with runs.replacing(table) as new:
-            history.to_csv(new, index=False)
+            runs.write_csv(history, new)
         runs.remove(checkpoints)
         runs.finish(directory, name)
     return history
@@ -253,19 +254,19 @@ def once(
 
 def restored(model: nn.Module, directory: Path, suffix: str = "") -> pd.DataFrame:
     """Give ``model`` the weights that a finished fine-tuning left; its history."""
-    kept = load_file(directory / f"weights{suffix}.safetensors")
-    model.load_state_dict({**model.state_dict(), **kept})  # extra state is the model's own
-    return pd.read_csv(directory / f"history{suffix}.csv")
+    weights = directory / f"weights{suffix}.safetensors"
+    fit_weights(model, read_weights(weights), str(weights))
+    return runs.read_csv(directory / f"history{suffix}.csv")
 
 
 def last_row(directory: Path, name: str) -> dict[str, float]:
     """The last row that a run directory holds of a history: its end, or that of a checkpoint."""
     table = directory / "history.csv"
-    with suppress(OSError):  # a checkpoint may give way to the next one at any moment
+    with suppress(OSError, TrompeError):  # a checkpoint may give way to the next one at any moment
         if table.is_file():
-            return {str(k): v for k, v in pd.read_csv(table).iloc[-1].items()}
+            return {str(k): v for k, v in runs.read_csv(table).iloc[-1].items()}
         if latest := _latest(directory / "checkpoints" / name):
-            kept = torch.load(latest / HISTORY, weights_only=True)
+            kept = plain_content(latest / HISTORY)
             row: dict[str, float] = json.loads(kept["rows"])[-1]
             return row
     return {}
@@ -325,6 +326,27 @@ def _mean(rows: list[dict[str, float]], key: str) -> float:
 def _latest(directory: Path) -> Path | None:
     found = sorted(directory.glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
     return found[-1] if found else None
+
+
+def _go_on(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Read a checkpoint, and run nothing that is in it.
+
+    Raises
+    ------
+    TrompeError
+        If it can't be read, or reading it would run something.
+    """
+    try:
+        for path in [*checkpoint.glob("*.pkl"), *checkpoint.glob("*.bin")]:
+            require_uncompressed(path)
+        for path in checkpoint.glob("custom_checkpoint_*.pkl"):  # accelerate would run their code
+            torch.load(path, map_location="cpu", weights_only=True)
+        accelerator.load_state(str(checkpoint))
+    except Exception as error:
+        raise TrompeError(
+            f"The checkpoint '{checkpoint}' is refused ({first_sentence(error)}); nothing in it "
+            "was executed. Remove it to start again."
+        ) from error
 
 
 def _save(accelerator: Accelerator, model: nn.Module, directory: Path, step: int) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from trompe import runs
@@ -166,11 +167,8 @@ class Found:
         if not path.exists():
             return None
         try:
-            given: dict[str, Any] = json.loads(path.read_text())
-            for key in ("objective", "weight"):
-                given[key] = tuple(given[key])
-            return cls(**given)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except ValueError as error:
             raise TrompeError(
                 f"'{path}' can't be read ({error}): it is damaged, or from another version. "
                 "Remove it to go on without what it says."

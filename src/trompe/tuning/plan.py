@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from trompe import runs
 from trompe.base.identity import fingerprint
 from trompe.tuning.job import JOBS, FoolJob, TrainJob
 
@@ -32,6 +33,9 @@ class Planned:
     command: str
     settings: Mapping[str, Any] = field(hash=False)
     base: Planned | None = None
+
+    def __post_init__(self) -> None:
+        runs.file_name(self.name)
 
     @cached_property
     def folder(self) -> str:

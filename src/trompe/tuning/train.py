@@ -28,6 +28,7 @@ from trompe.metrics import in_top
 from trompe.models import copied
 from trompe.models.call import class_count, logits_of, placed
 from trompe.models.normalised import normalised
+from trompe.notebook import percent
 from trompe.tuning.accelerator import accelerating
 from trompe.tuning.loop import Batches, Loss, OnStep, architecture, once, optimise, restored
 from trompe.tuning.recipe import Tuning, parameters_of, scheduler
@@ -42,6 +43,12 @@ class TrainResult:
     history: pd.DataFrame
     top1: tuple[float, float, float] | None
     run_dir: Path | None
+
+    def __repr__(self) -> str:
+        told = f"{type(self.model).__name__} after {len(self.history)} steps of training"
+        if self.top1 is not None:
+            told += ", top-1 {} ({} to {})".format(*map(percent, self.top1))
+        return told + (f", in {self.run_dir}" if self.run_dir else "")
 
     @classmethod
     def load(cls, directory: str | Path, model: nn.Module | None = None) -> TrainResult:

@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor
+from PIL import ImageColor
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from trompe.base import code
+from trompe.data.reader import opened
 from trompe.data.triggers.trigger import Trigger
 from trompe.errors import TrompeError
 
@@ -133,9 +135,10 @@ def read_rgba(path: str | Path) -> Tensor:
     TrompeError
         If it can't be read.
     """
+    code.refuse_found(Path(path), "a file elsewhere")
     try:
-        with Image.open(path) as image:
+        with opened(Path(path)) as image:
             pixels: Tensor = F.pil_to_tensor(image.convert("RGBA"))
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise TrompeError(f"The trigger's picture '{path}' can't be read: {error}.") from error
     return pixels.float() / 255

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from trompe.base import code
+from trompe.base import code, yaml_text
 from trompe.base.identity import Identified
 from trompe.base.messages import check_name
 from trompe.base.registry import Registry
@@ -244,7 +244,8 @@ def find_composite(composite: str | Path | Composite) -> Composite:
 
 def _read(path: Path) -> Composite:
     try:
-        content = yaml.safe_load(path.read_text())
+        code.refuse_found(path, "a file elsewhere")
+        content = yaml_text.loaded(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise TrompeError(f"The composite '{path}' can't be read as YAML: {error}.") from error
     lines = content.get("rules") if isinstance(content, dict) else None

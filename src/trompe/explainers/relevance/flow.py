@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from trompe.explainers.twice import pull_linear
 
 Apply = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
@@ -49,6 +47,13 @@ class Flowing(Protocol):
         """What a constant keeps, and what a stabiliser keeps, in all."""
 
 
+class Known(NamedTuple):
+    """z of one input a as the forward pass computed it, and ``pull(share)``, its ∂z/∂a · share."""
+
+    z: Tensor
+    pull: Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Flow:
     """Relevance that goes to inputs in proportion to their share of z = Σ_i apply(a_i, w_i) + b.
@@ -65,8 +70,8 @@ class Flow:
         What is shared out, of z's shape, and what keeps z from 0.
     positive
         Whether z >= 0 is certain.
-    computed
-        z as the forward pass computed it, of a linear layer with these weights.
+    known
+        z as the forward pass computed it, and how it is pulled, if it needs no computing anew.
     joint
         Whether apply(a, w) + apply(a', w') is apply of both, side by side along dimension 1.
     pure
@@ -81,20 +86,18 @@ class Flow:
     relevance: Tensor
     stabiliser: float
     positive: bool = False
-    computed: Tensor | None = None
+    known: Known | None = None
     joint: bool = False
     pure: bool = True
 
     def shares(self) -> list[Tensor]:
         """a_i · ∂z/∂a_i · R / z for each input a_i."""
-        (weight, *_) = self.weights
-        if self.computed is not None and weight is not None:
-            stabilised = self.stabilised(self.computed)
+        if self.known is not None:
+            stabilised = self.stabilised(self.known.z)
             if torch.is_grad_enabled():
-                share = self.relevance / stabilised
-                return [self.inputs[0] * pull_linear(self.computed, share, weight)]
+                return [self.inputs[0] * self.known.pull(self.relevance / stabilised)]
             share = torch.div(self.relevance, stabilised, out=stabilised)
-            return [(share @ weight).mul_(self.inputs[0])]
+            return [self.known.pull(share).mul_(self.inputs[0])]
         if self.pure:
             return list(_Shares.apply(self, self.relevance, self.bias, *self.inputs, *self.weights))
         inputs, z = run(lambda *inputs: self.z(inputs, self.weights, self.bias), self.inputs)

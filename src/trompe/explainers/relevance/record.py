@@ -58,7 +58,7 @@ class Operation:
         The followed values.
     tensors
         The numbers of ``inputs`` as they were, if the operation's rule reads them; of a linear
-        layer, those of ``output`` as well.
+        layer or a LayerNorm, those of ``output`` as well.
     index
         Picks the output of a function that returns several.
     path

@@ -82,7 +82,7 @@ class Epsilon(Rule):
         s = summation
         weights = [s.weight] * len(s.inputs)
         given = (s.apply, s.inputs, weights, s.bias, s.owners, relevance, self.epsilon)
-        return [Flow(*given, computed=s.computed, pure=s.pure)]
+        return [Flow(*given, known=s.known, pure=s.pure)]
 
     def flows_of(self, operation: Operation, relevance: Tensor) -> Sequence[Flowing]:
         """One flow, in proportion to all contributions."""

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trompe.explainers.relevance.flow import Apply
+from trompe.explainers.relevance.flow import Apply, Known
 from trompe.explainers.relevance.operations import PRODUCTS
 from trompe.explainers.relevance.record import Operation, Value
+from trompe.explainers.twice import pull_linear
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 
@@ -30,8 +31,8 @@ class Summation:
     weight, bias
         Of a layer with weights, else no weight: there the inputs' weights are fixed. The bias of a
         sum is its constant summand.
-    computed
-        z as the forward pass computed it, of a linear layer.
+    known
+        z of a linear layer or a norm as the forward pass computed it.
     rectified
         Whether a ReLU computed the inputs.
     joint
@@ -45,7 +46,7 @@ class Summation:
     owners: tuple[int, ...] = (0,)
     weight: Tensor | None = None
     bias: Tensor | None = None
-    computed: Tensor | None = None
+    known: Known | None = None
     rectified: bool = False
     joint: bool = False
     pure: bool = True
@@ -66,13 +67,14 @@ def _layer(operation: Operation, dtype: torch.dtype) -> list[Summation]:
     if operation.name in PRODUCTS:
         return [_times_constants(operation, dtype)]
     weight, bias, apply = operation.layer()
-    tensor = operation.tensors[0].to(dtype)
+    tensor, weight = operation.tensors[0].to(dtype), weight.to(dtype)
+    z = None if operation.computed is None else operation.computed.to(dtype)
     summation = Summation(
         apply,
         (tensor,),
-        weight=weight.to(dtype),
+        weight=weight,
         bias=None if bias is None else bias.to(dtype),
-        computed=None if operation.computed is None else operation.computed.to(dtype),
+        known=None if z is None else Known(z, lambda share: pull_linear(z, share, weight)),
         rectified=operation.inputs[0].origin == "relu",
         joint=operation.name in _CONVOLUTIONS and weight.shape[1] == operation.inputs[0].shape[1],
     )
@@ -148,14 +150,21 @@ def _layer_norm(operation: Operation, dtype: torch.dtype) -> list[Summation]:
     given = dict(zip(names, operation.args, strict=False)) | operation.kwargs
     tensor = operation.tensors[0].to(dtype)
     dims = tuple(range(-len(given["normalized_shape"]), 0))
-    deviation = (tensor.var(dims, correction=0, keepdim=True) + given.get("eps", 1e-5)).sqrt()
+    variance = (tensor - tensor.mean(dims, keepdim=True)).square().mean(dims, keepdim=True)
+    deviation = (variance + given.get("eps", 1e-5)).sqrt()
     scale = 1 / deviation if given.get("weight") is None else given["weight"] / deviation
 
     def apply(a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         centred: Tensor = (a - a.mean(dims, keepdim=True)) * scale
         return centred if bias is None else centred + bias
 
-    return [Summation(apply, (tensor,), bias=given.get("bias"), pure=False)]
+    def pull(share: Tensor) -> Tensor:
+        scaled: Tensor = share * scale
+        return scaled - scaled.mean(dims, keepdim=True)
+
+    assert operation.computed is not None
+    known = Known(operation.computed.to(dtype), pull)
+    return [Summation(apply, (tensor,), bias=given.get("bias"), known=known, pure=False)]
 
 
 _READERS: dict[str, Callable[[Operation, torch.dtype], list[Summation]]] = {

@@ -209,6 +209,8 @@ class Tape(TorchFunctionMode):
             return func(*args, **kwargs)
 
         beside = all(value.beside for value in found.values())
+        if name == "linear":  # of rows that are strided it is one product for each
+            args, kwargs = substitute((args, kwargs), Tensor.contiguous)
         tensors = {value: leaf for leaf, value in found.items()}
         call: tuple[Args, Kwargs] = substitute(given, lambda leaf: found.get(leaf, leaf))
         reads = name not in self._not_read and not beside
@@ -242,7 +244,7 @@ class Tape(TorchFunctionMode):
             else:
                 output = self._follow(tensor, Value.of(tensor, name, beside=beside))
                 held = list(tensors.values()) if reads else []
-                if KINDS.get(name) == "linear" and not beside:
+                if KINDS.get(name) in ("linear", "layer-norm") and not beside:
                     held.append(tensor)
                 operation = Operation(
                     name, func, *call, tuple(tensors), held, output, index, path, depth, in_place

@@ -1,0 +1,58 @@
+"""YAML as anyone may have written it: plain values, and not too many of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+LONGEST = 2_000_000  # characters; a class map of 20,000 classes has half of that
+MOST = 1_000_000  # values, those that an alias repeats counted each time
+
+
+class _Plain(yaml.SafeLoader):
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MOST:
+            raise yaml.YAMLError(f"merged mappings stand for more than {MOST:,} values")
+
+
+def loaded(text: str, *, as_text: bool = False) -> Any:
+    """What a YAML text says; tags make no objects, and ``as_text`` not even numbers.
+
+    Raises
+    ------
+    yaml.YAMLError
+        If it is no YAML, or would be too much.
+
+    Examples
+    --------
+    >>> loaded("{layer: layer4, weights: [1, 2]}")
+    {'layer': 'layer4', 'weights': [1, 2]}
+    """
+    if len(text) > LONGEST:
+        raise yaml.YAMLError(f"it has {len(text):,} characters; at most {LONGEST:,} are read")
+    try:
+        value = yaml.load(text, yaml.BaseLoader if as_text else _Plain)
+        if _size(value, {}) > MOST:
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST:,} values")
+    except (ValueError, RecursionError, OverflowError, TypeError) as error:
+        raise yaml.YAMLError(str(error)) from error
+    return value
+
+
+def _size(value: Any, known: dict[int, float]) -> float:
+    """How many values it holds, each as often as it would be written; endless if in itself."""
+    if not isinstance(value, dict | list | set | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf
+        known[id(value)] = 1 + sum(_size(part, known) for part in _parts(value))
+    return known[id(value)]
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    for part in value.items() if isinstance(value, dict) else value:
+        yield from part if isinstance(value, dict) else [part]

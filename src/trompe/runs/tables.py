@@ -1,0 +1,70 @@
+"""Tables as CSV, which a spreadsheet opens without taking any text for a formula."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from trompe.errors import TrompeError
+
+LEAST, GROWTH = 500_000_000, 20  # bytes that any table may have, and times the size of its file
+# Where a formula would start: at the start of a cell, or of a part of it if a spreadsheet splits
+# lines at semicolons or tabs. Quotes that stand there belong to it, so that one more can be undone.
+_FORMULA = re.compile(r"(?:\A|(?<=[;\t\r\n]))'*(?= *[=+\-@＝＋－＠])|\A'*(?=[\t\r\n])")
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table; a ``'`` stands before text that a spreadsheet would take for a formula."""
+    safe = _changed(table, lambda text: _FORMULA.sub(r"'\g<0>", text))
+    lines = "\r" in safe.to_csv(index=False)  # which would end a row unless it is quoted
+    safe.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC if lines else csv.QUOTE_MINIMAL)
+
+
+def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    """Read what `write_csv` wrote; options as for ``pandas.read_csv``."""
+    table = pd.read_csv(path, **options)
+    return _changed(table, lambda text: _FORMULA.sub(lambda found: found[0][1:], text))
+
+
+def bounded(path: Path, columns: Sequence[str] | None = None) -> Path:
+    """The path of a parquet file whose pages do not unpack to far more than it holds.
+
+    Parameters
+    ----------
+    columns
+        Those that are to be read; all by default.
+
+    Raises
+    ------
+    TrompeError
+        If they do; no more than a part of it is unpacked to find out.
+    """
+    most, grown = max(LEAST, GROWTH * path.stat().st_size), 0
+    for batch in pq.ParquetFile(path, pre_buffer=False).iter_batches(100, columns=columns):
+        grown += batch.nbytes
+        if grown > most:
+            raise TrompeError(f"{path} would unpack to more than {most:,} bytes and is refused")
+    return path
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Read a table that is `bounded`."""
+    return pd.read_parquet(bounded(path))
+
+
+def _changed(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """The table with a function of every text in it, and of the names of its columns."""
+
+    def changed(value: Any) -> Any:
+        return change(value) if isinstance(value, str) else value
+
+    texts = table.select_dtypes(["object", "string"])
+    return table.assign(**{str(name): texts[name].map(changed) for name in texts}).rename(
+        columns=changed
+    )
