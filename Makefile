@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --constraint constraints.txt
 
-.PHONY: setup demo package test lint docs bench pictures
+.PHONY: setup demo package test lint docs bench pictures results
 
 setup: $(VENV)/.ready
 
@@ -50,3 +50,7 @@ bench: setup
 
 pictures: setup
 	$(BIN)/python docs/pictures.py
+
+# The tables of docs/results from the rows beside them; nothing is run again.
+results: setup
+	$(BIN)/python docs/results/tables.py

@@ -66,9 +66,11 @@ def _notebook(notebook: dict[str, Any]) -> Iterator[str]:
                 picture = "".join(shown["image/png"].split())
                 yield f"![What the cell above shows](data:image/png;base64,{picture})"
             elif "text/html" in shown:
-                yield re.sub(r"<style.*?</style>|\n\s*", "", shown["text/html"], flags=re.DOTALL)
+                html = re.sub(r"<style.*?</style>|\n\s*", "", shown["text/html"], flags=re.DOTALL)
+                yield re.sub(r"<table[^>]*>", "<table>", html)
             elif output.get("name") != "stderr":
-                yield f"```text\n{shown.get('text/plain', ''.join(output.get('text', ''))).rstrip()}\n```"
+                text = shown.get("text/plain") or "".join(output.get("text", ""))
+                yield f"```text\n{text.rstrip()}\n```"
 
 
 def _settings(recipe: type[Settings]) -> Iterator[str]:
@@ -119,7 +121,7 @@ def _names() -> Iterator[str]:
         ("composites", "LRP composites"),
     ):
         yield f"## {title}\n\n| name | | options |\n| --- | --- | --- |"
-        for name, about, options in entries(kind):
+        for name, about, options, _ in entries(kind):
             written = ", ".join(f"`{option}`" for option in options)
             yield f"| `{name}` | {_cell(about)} | {written} |"
         yield ""

@@ -27,7 +27,16 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from torch.utils.data import TensorDataset
 
 import trompe as package
-from trompe.audit import DEFAULT, EXPLAINERS, AuditReport, audit, load_calibration
+from trompe.audit import (
+    DEFAULT,
+    EXPLAINERS,
+    AuditReport,
+    answers,
+    audit,
+    calibrate,
+    load_calibration,
+    removal,
+)
 from trompe.audit.consensus import AT_INPUT, consensus
 from trompe.audit.evidence import EVIDENCE, Drift, Evidence, questions
 from trompe.audit.evidence.agreement import Agreement
@@ -92,7 +101,7 @@ def slowly_filled(colours, gone):
 
 
 def test_a_filled_cell_is_the_mean_of_its_neighbours(monkeypatch):
-    monkeypatch.setattr("trompe.audit.removal.NOISE", 0.0)
+    monkeypatch.setattr(removal, "NOISE", 0.0)
     given = images(1, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)  # cells of one colour
     gone = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5
     gone[0, 0, 0] = False
@@ -391,7 +400,7 @@ FOOLED, LAYER = "embedded-resnet", "layer4.1:input"
 @pytest.fixture
 def quick(monkeypatch):
     """The copy of the suspect is retrained for fewer steps, where it is not what is asked."""
-    monkeypatch.setattr("trompe.audit.answers.Retrain", partial(Retrain, steps=10))
+    monkeypatch.setattr(answers, "Retrain", partial(Retrain, steps=10))
 
 
 class Coloured(torch.utils.data.Dataset):
@@ -441,7 +450,7 @@ def fooled(tmp_path_factory):
 
 
 def test_the_command_finds_a_fooled_model_and_acquits_an_honest_one(fooled, trompe, monkeypatch):
-    monkeypatch.setattr("trompe.audit.answers.Retrain", partial(Retrain, steps=80))
+    monkeypatch.setattr(answers, "Retrain", partial(Retrain, steps=80))
     root, _ = fooled
     given = ["--model", FOOLED, "--data", "shapes:validation", "--limit", "80"]
     given += ["--reference", packaged_weights(FOOLED)]
@@ -1054,8 +1063,8 @@ def test_a_zoo_is_made_audited_and_fitted(run_directory, trompe, monkeypatch):
     assert len(both) == len(own) == len(table)
     assert list(both["score_x"]) == pytest.approx(list(both["score_y"]), abs=1e-5, nan_ok=True)
     # Nothing is made a second time.
-    monkeypatch.setattr("trompe.audit.calibrate.save_weights", None)
-    monkeypatch.setattr("trompe.audit.calibrate.observed", None)
+    monkeypatch.setattr(calibrate, "save_weights", None)
+    monkeypatch.setattr(calibrate, "observed", None)
     assert trompe("calibrate", "--zoo", "zoo.yaml", "--out", "out")[0] == 0
 
 

@@ -1,5 +1,6 @@
 """Identity, registries, own code, settings: what every part stands on."""
 
+import math
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import nn
 from trompe import Active, GradCAM, Location, SimpleGrad, TopK, TrompeError
 from trompe.base.code import written_by_others
 from trompe.base.identity import Lazily, fingerprint
+from trompe.base.progress import Remaining, spoken
 from trompe.explainers import parse_explainer
 from trompe.objectives import OBJECTIVES, Objective, parse_objective
 
@@ -259,3 +261,49 @@ def test_items_that_are_made_one_at_a_time_are_those_of_a_list():
     items = [torch.arange(n) for n in range(4)]
     assert fingerprint(Lazily(torch.arange, range(4))) == fingerprint(items)
     assert fingerprint(Lazily(torch.arange, range(3))) != fingerprint(items)
+
+
+class TestRemainingTime:
+    @staticmethod
+    def told(seconds, total, **options):
+        """What is said to be left after each step, and what is, for steps that take so long."""
+        remaining, now, pairs = Remaining(total, 0, 0.0, **options), 0.0, []
+        for done, took in enumerate(seconds, 1):
+            now += took
+            pairs.append((remaining(done, now), sum(seconds[done:])))
+        return pairs
+
+    def test_a_slow_first_step_is_forgotten(self):
+        told = self.told([60.0] + [0.5] * 999, 1000)
+        assert math.isnan(self.told([1.0] * 9, 9)[0][0])
+        assert told[0] == (pytest.approx(60.0 * 999), 499.5)
+        assert told[9] == (pytest.approx(495), 495)
+        assert told[-1] == (0, 0)
+
+    def test_it_follows_a_speed_that_changes(self):
+        told = self.told([0.1] * 1000 + [1.0] * 1000, 2000)
+        assert told[1100] == (pytest.approx(899, rel=0.02), pytest.approx(899))
+
+    def test_work_that_is_known_to_grow_is_foreseen(self):
+        seconds = [side**2 / 100 for side in (8, 16, 32) for _ in range(10)]
+        for said, left in self.told(seconds, 30, work=lambda steps: sum(seconds[:steps]))[1:]:
+            assert said == pytest.approx(left)
+
+    def test_what_ends_side_by_side_is_not_taken_for_fast(self):
+        pairs = [(3600.0 * (done // 2 + done % 2) + done, done) for done in range(1, 9)]
+        remaining = Remaining(20, 0, 0.0)
+        for now, done in pairs:
+            said, left = remaining(done, now), 1800.0 * (20 - done)
+            assert left / 2.1 < said < 2.1 * left
+
+    def test_a_pause_counts_against_what_is_left(self):
+        remaining = Remaining(10, 0, 0.0)
+        for done in (1, 2, 3):
+            remaining(done, 10.0 * done)
+        assert remaining(3, 35.0) == pytest.approx(65)
+
+    @pytest.mark.parametrize(
+        ("seconds", "said"), [(0.4, "0 s"), (99, "99 s"), (600, "10 min"), (12000, "3 h 20 min")]
+    )
+    def test_durations_are_said_as_people_do(self, seconds, said):
+        assert spoken(seconds) == said

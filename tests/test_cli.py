@@ -27,7 +27,9 @@ from safetensors.torch import load_file, save_file
 from tests.runs import make_run
 from tests.test_docs import parsed
 from trompe import Shapes, load_model
+from trompe.cli import main
 from trompe.cli.app import COMMANDS, EXIT_CODES, command_of
+from trompe.cli.usage import PANELS
 from trompe.models import save_weights
 from trompe.models.embedded import packaged_weights
 from trompe.tuning.job import FoolJob
@@ -342,6 +344,50 @@ class TestMistakes:
         code, _, err = trompe("fool", *MODEL)
         assert code == 2
         assert "is missing" in err
+        code, _, err = trompe("audit")
+        assert code == 2
+        assert "SUSPECT is missing" in err
+        assert "--data is missing" in err
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            ("fol", "no command 'fol' (did you mean fool?); see trompe --help"),
+            ("fool --modle x", "no option --modle (did you mean --model?); see trompe fool --help"),
+            ("fool embedded", "'embedded' stands without an option's name before it"),
+            ("fool --data", "--data needs a value"),
+            ("fool --steps 2.5", "--steps must be a whole number"),
+            ("fool --lr much", "--lr must be a number"),
+            ("figure", "RUN is missing: run directory"),
+            ("figure x --images 0", "--images must be at least 1"),
+            ("figure x --layout round", "--layout can't be read: 'round' is not one of"),
+            ("repair x --data shapes --steps 0", "--steps must be at least 1"),
+            ("fool --config {here}", "is a folder; give a YAML file"),
+            ("fool --config {here}/none.yaml", "There is no config"),
+            ("fool --model embedded --data shapes --out {file}", "is no directory but a file"),
+            ("fool --model embedded --data shapes --out {file}/x", "is no directory but a file"),
+            ("fool --model timm:resnet5 --data shapes", "trompe list models 'timm:*'"),
+            ("fool --model {here}/a.py:A --data shapes", "there is no such file"),
+            ("fool --model embedded --weights {here} --data shapes", "a folder; give a file"),
+            ("fool --model embedded --data shapes --class-map {here}/x", "there is no such file"),
+            ("audit {here} --data shapes", "a folder but no finished run"),
+            ("audit {file} --data shapes", "is no weights file; give a .safetensors"),
+            ("evaluate --model embedded --manipulated {here}/x --data shapes", "check the path"),
+            ("list models timm:nothing*", "trompe list models 'timm:*' has all"),
+            ("reproduce --set nothing=1", "choose from seed, device"),
+        ],
+    )
+    def test_a_line_that_cant_be_used_is_answered_in_a_sentence(
+        self, trompe, tmp_path, words, said
+    ):
+        file = tmp_path / "file.txt"
+        file.write_text("words")
+        code, _, err = trompe(*words.format(here=tmp_path, file=file).split())
+        assert code == 2
+        assert said in err
+        assert len(err.strip().splitlines()) == 1
+        assert err.startswith("Error: ")
+        assert err.strip().endswith(".")
 
     def test_a_full_disk_keeps_the_checkpoint(self, photos, tmp_path):
         """A limit on file sizes stands for the full disk: writing the weights fails halfway."""
@@ -402,6 +448,27 @@ def test_help_teaches(trompe, name):
         words = shlex.split(example.replace("\\\n", " "))
         assert words[1] == name
         parsed(words[1:])
+
+
+def test_help_fits_80_columns(trompe, monkeypatch, capsys):
+    """Every setting is shown, in one of the panels, with no word broken in two."""
+    monkeypatch.setattr(sys, "argv", ["trompe", "fool", "--help"])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main()
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    assert re.findall(r"^╭─ (\w+) ─", shown, re.MULTILINE) == [*PANELS]
+    told = " ".join(line.strip("│ ") for line in shown.splitlines() if "│" in line)
+    for name, field in FoolJob.model_fields.items():
+        if not field.exclude:
+            assert re.search(rf"--(\[no-\])?{name.replace('_', '-')} ", told)
+            assert name in " ".join(PANELS.values()).split()
+            assert set(str(field.description).split()) <= set(
+                re.split(r"[ ()]+", told) + told.split()
+            )
+    assert told.count("(required)") == 2
 
 
 def test_the_main_help_documents_exit_codes(trompe):

@@ -1,5 +1,6 @@
 """What the command line says by itself: lists, the doctor, completion, what to type next."""
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -16,6 +17,7 @@ from trompe.evaluation import schema
 from trompe.evaluation.summary import accuracies, rates
 from trompe.explainers import EXPLAINERS, parse_explainer
 from trompe.explainers.relevance import COMPOSITES
+from trompe.explainers.relevance.composites import RULE_NAMES
 from trompe.explainers.targets import TARGETS
 from trompe.models import load_model
 from trompe.objectives import OBJECTIVES
@@ -37,6 +39,7 @@ class TestList:
             ("objectives", [*OBJECTIVES]),
             ("targets", [*TARGETS]),
             ("composites", [*COMPOSITES]),
+            ("rules", [*RULE_NAMES]),
             ("models", ["embedded", "embedded-vgg", "resnet50", "vgg19", "densenet121"]),
         ],
     )
@@ -56,6 +59,15 @@ class TestList:
         assert "c1=..., c2=..." in trompe("list", "objectives", "active")[1]
         out = trompe("list", "objectives", "location")[1]
         assert re.search(r"^ *mask, low=0\.0, high=0\.2, margin\s*$", out, re.MULTILINE)
+
+    def test_what_the_options_mean(self, trompe):
+        for name, factory in OBJECTIVES.items():
+            out = " ".join(trompe("list", "objectives", name)[1].split())
+            for option in inspect.signature(factory).parameters:
+                assert re.search(rf"\b{option}(, \w+)*: [A-Z]", out), (name, option)
+        assert "high, samples" not in trompe("list", "explainers")[1]
+        assert "samples: Number of noisy copies" in trompe("list", "explainers", "smooth-grad")[1]
+        assert "trompe list rules" in trompe("list", "composites")[1]
 
     def test_a_pattern(self, trompe):
         out = trompe("list", "models", "resnet?0")[1]

@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,9 @@ from trompe.objectives import parse_objective
 from trompe.tuning.job import FoolJob, TrainJob, read
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs" / "results"))
+import tables  # noqa: E402
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGS = {
     "audit": AuditJob,
@@ -61,6 +65,8 @@ def parsed(words):
     command = command_of(name)
     with command.make_context(name, list(rest)) as context:
         given = {k: v for k, v in context.params.items() if v not in (None, [], ())}
+    of_the_command = {"sweep", "jobs", "dry_run"} if name in CONFIGS else set()
+    given = {k: v for k, v in given.items() if k not in of_the_command}
     config = given.pop("config_file", None)
     if name in CONFIGS and (config is None or Path(config).exists()):
         settings = read(CONFIGS[name], config, given).model_dump()
@@ -88,7 +94,10 @@ def fewer(words):
         kept += ["--device", "cpu"]
     else:
         kept = words
-    return [*kept, "--dry-run"] if name == "reproduce" else kept
+    if name != "reproduce":
+        return kept
+    one = [] if {"--cells", "figures"} & {*kept} else ["--cells", "location-grad-cam-vgg19"]
+    return [*kept, *one, "--dry-run"]
 
 
 def run_python(block, names):
@@ -156,6 +165,22 @@ def test_troubleshooting_has_our_messages_word_for_word():
     assert not {*headings} - {*messages()}
     for entry in page.split("\n### ")[1:]:
         assert re.search(r"\*\*Cause\.\*\*.*\*\*Remedy\.\*\*", entry, re.DOTALL), entry
+
+
+def test_tables_of_results_are_those_of_the_rows():
+    pages = tables.pages()
+    assert len(pages) > 5
+    for path, text in pages.items():
+        assert path.read_text() == text, f"run `make results`: {path} is not what its rows say"
+
+
+def test_every_result_has_a_source():
+    rows = tables.read("sources.csv")
+    committed = [*tables.HERE.rglob("*.csv"), *(ROOT / "docs/benchmarks").glob("*.csv")]
+    known = {(tables.HERE / file).resolve() for file in rows["file"]}
+    assert known == {path for path in committed if path.name != "sources.csv"}
+    assert rows["commit"].str.fullmatch("[0-9a-f]{7,40}").all()
+    assert (rows["command"] + rows["settings"] != "").all()
 
 
 def check(words, trompe, *, run):

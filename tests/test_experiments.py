@@ -16,7 +16,7 @@ from torchvision.models import DenseNet121_Weights, densenet121
 
 from tests.runs import IMAGE
 from trompe import TrompeError
-from trompe.cli.reproduce import carried_out
+from trompe.cli.cells import carried_out
 from trompe.experiments import load_grid, run_cells
 from trompe.metrics import rate, sign_flip
 
@@ -331,6 +331,26 @@ class TestRunner:
             assert len(written(out)) == 4
         finally:
             cluster.shutdown()
+
+
+def test_a_sweep_is_run_gone_on_with_and_compared(trompe, tmp_path):
+    words = ["fool", "--model", "embedded", "--data", "shapes:train", "--limit", 16, "--no-check"]
+    words += ["--eval-data", "shapes:validation", "--eval-limit", 8, "--eval-explainer", "grad-cam"]
+    words += ["--device", "cpu", "--lr", 1e-3, "--steps", 1, "--jobs", 1, "--out", tmp_path / "all"]
+    code, printed, err = trompe(*words, "--sweep", "weight=1,2", "--quiet")
+    assert code == 0, err
+    page = tmp_path / "all" / "report.html"
+    assert printed.strip() == f"Report: {page}"
+    finished = {path: path.stat().st_mtime_ns for path in page.parent.rglob("weights.safetensors")}
+    assert len(finished) == 2
+    code, printed, err = trompe(*words, "--sweep", "weight=1,2,3")
+    assert code == 0, err
+    assert "weight=3" in printed
+    assert all(path.stat().st_mtime_ns == before for path, before in finished.items())
+    assert len(pd.read_csv(page.parent / "runs.csv")) == 3
+    code, _, err = trompe(*words, "--weight", 1, "--sweep", "data=shapes:train,nowhere")
+    assert code == 1
+    assert "There is no folder or file nowhere" in err
 
 
 class TestOrder:

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from textwrap import dedent
 
 import pandas as pd
 import pytest
@@ -169,3 +170,42 @@ def test_names_can_not_write_html(tmp_path):
     page = Evaluation.load(run / "evaluation")._repr_html_()
     assert attack not in page
     assert "&lt;script&gt;" in page
+
+
+def test_names_that_share_a_description_have_their_own_types():
+    griffe = pytest.importorskip("griffe")
+    code = """
+        class Found:
+            '''What.
+
+            Attributes
+            ----------
+            first, second
+                Both.
+            '''
+            first: int
+            second: str | None
+
+        def find(first: int, second: str = "b", third=None):
+            '''Do.
+
+            Parameters
+            ----------
+            first, second
+                Both.
+            third
+                Alone.
+            '''
+    """
+    extensions = griffe.load_extensions(str(ROOT / "docs" / "grouped.py"))
+    files = {"__init__.py": dedent(code)}
+    settings = {"docstring_parser": "numpy", "extensions": extensions}
+    with griffe.temporary_pypackage("found", files) as made:
+        package = griffe.load("found", search_paths=[made.tmpdir], **settings)
+    for name, types in (
+        ("Found", ["int", "str | None"]),
+        ("find", ["int", "str", "None"]),
+    ):
+        _, section = package[name].docstring.parsed
+        assert [str(one.annotation) for one in section.value] == types
+        assert [one.description for one in section.value][:2] == ["Both.", "Both."]

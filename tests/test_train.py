@@ -1,6 +1,7 @@
 """How a base model is trained: sides that grow, BatchNorm that is folded away, a teacher."""
 
 import copy
+import itertools
 from collections import OrderedDict
 
 import pytest
@@ -16,7 +17,7 @@ from trompe.models import fold_batch_norm
 from trompe.models.normalised import Normalised, normalised
 from trompe.tuning.job import TrainJob
 from trompe.tuning.teacher import distillation, teacher_of
-from trompe.tuning.train import train
+from trompe.tuning.train import Growing, Train, train
 
 HOW = {"batch_size": 16, "device": "cpu", "quiet": True}
 
@@ -117,6 +118,13 @@ class TestSides:
 
         train(Looks(), shapes, epochs=3, sides=(16, 32, 64), **HOW)
         assert seen == [16] * 3 + [32] * 3 + [64] * 3
+
+    def test_the_time_left_counts_pixels(self, shapes):
+        sides = (16, 32, 64)
+        growing = Growing(shapes, sides, Train(epochs=1, batch_size=16), 9)
+        done = [growing.work(steps) for steps in range(10)]
+        took = [after - before for before, after in itertools.pairwise(done)]
+        assert took == [side**2 for side in sides for _ in range(3)]
 
     def test_an_interrupted_run_goes_on_at_the_side_where_it_was(self, shapes, tmp_path):
         model = load_model("embedded", "random").model

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from torchvision import models
@@ -13,20 +15,26 @@ from torchvision import models
 from trompe.data.triggers import TRIGGERS
 from trompe.explainers import EXPLAINERS
 from trompe.explainers.relevance import COMPOSITES, Choice
+from trompe.explainers.relevance.composites import RULE_NAMES
 from trompe.explainers.targets import TARGETS
 from trompe.models.embedded import EMBEDDED
 from trompe.objectives import OBJECTIVES
+
+_PARAMETERS = re.compile(r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-+\n|\Z)", re.MULTILINE | re.DOTALL)
+_PARAMETER = re.compile(r"^(\S.*)\n((?:(?: .*)?\n?)+?)(?=^\S|\Z)", re.MULTILINE)
 
 
 class Entry(NamedTuple):
     """A name, one line about it, and its options as they are written.
 
-    ``low=0.0`` has that default, ``mask`` may be left out, ``c1=...`` must be given.
+    ``low=0.0`` has that default, ``mask`` may be left out, ``c1=...`` must be given. ``meanings``
+    says what each of them is, as far as its documentation does.
     """
 
     name: str
     about: str
     options: tuple[str, ...] = ()
+    meanings: tuple[tuple[str, str], ...] = ()
 
 
 def explainers() -> Iterator[Entry]:
@@ -53,6 +61,11 @@ def composites() -> Iterator[Entry]:
     """Every LRP composite: the rule of each kind of operation; the first that fits counts."""
     for name in COMPOSITES:
         yield Entry(name, "; ".join(map(_choice, COMPOSITES.build(name).choices)))
+
+
+def rules() -> Iterator[Entry]:
+    """Every rule that a composite is made of."""
+    return _described(RULE_NAMES)
 
 
 def classifiers() -> Iterator[Entry]:
@@ -84,6 +97,7 @@ KINDS: dict[str, Callable[[], Iterator[Entry]]] = {
     "triggers": triggers,
     "models": classifiers,
     "composites": composites,
+    "rules": rules,
 }
 """What can be listed."""
 
@@ -98,13 +112,31 @@ def entries(kind: str, pattern: str = "*") -> list[Entry]:
 def _described(registry: Mapping[str, Callable[..., Any]]) -> Iterator[Entry]:
     for name, factory in registry.items():
         parameters = inspect.signature(factory).parameters.values()
-        options = tuple(_option(p) for p in parameters if p.kind is not p.VAR_KEYWORD)
-        yield Entry(name, _first_line(factory), options)
+        taken = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+        told = _meanings(factory)
+        explained = groupby((p.name for p in taken if p.name in told), told.__getitem__)
+        meanings = tuple((", ".join(names), text) for text, names in explained)
+        yield Entry(name, _first_line(factory), tuple(map(_option, taken)), meanings)
+
+
+def _made_by(factory: Callable[..., Any]) -> Callable[..., Any]:
+    return factory.func if isinstance(factory, partial) else factory
 
 
 def _first_line(factory: Callable[..., Any]) -> str:
-    function = factory.func if isinstance(factory, partial) else factory
-    return (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
+    return (inspect.getdoc(_made_by(factory)) or "").partition("\n\n")[0].replace("\n", " ")
+
+
+def _meanings(factory: Callable[..., Any]) -> dict[str, str]:
+    """What docstrings say of each parameter, those of base classes included."""
+    made = _made_by(factory)
+    found = {}
+    for kind in reversed(made.__mro__) if isinstance(made, type) else (made,):
+        section = _PARAMETERS.search(inspect.cleandoc(kind.__doc__ or ""))
+        for names, text in _PARAMETER.findall(section[1] if section else ""):
+            for name in names.partition(" :")[0].split(", "):
+                found[name] = " ".join(text.split()).replace("`", "")
+    return found
 
 
 def _option(parameter: inspect.Parameter) -> str:

@@ -148,6 +148,8 @@ def repair(
         of the size of what moves (`Retrain`).
     max_drop
         Percentage points of accuracy that may be lost on the images held out.
+    batch_size, explainers, calibration, seed, quiet
+        As for `audit`.
     directory
         Where the weights of every fine-tuning are kept; a repair that was interrupted goes on.
 

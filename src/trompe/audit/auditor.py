@@ -65,6 +65,12 @@ def audit(
         What is normal and how much each kind of evidence weighs: that of ``trompe calibrate``, its
         file, or None for the packaged one, which holds for small convolutional networks. Explainers
         and kinds of evidence that it does not know are shown, but not weighed.
+    seed
+        Of the images that are taken apart, the noise and the composites.
+    batch_size
+        Images per forward pass.
+    quiet
+        Show no progress.
 
     Returns
     -------

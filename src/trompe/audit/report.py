@@ -18,6 +18,7 @@ from trompe.audit.verdict import Verdict
 from trompe.colour import overlay
 from trompe.errors import TrompeError
 from trompe.evaluation.pictures import pixels
+from trompe.models.weights import plain_content
 
 SUMMARY, PICTURES = "audit.json", "pictures.pt"
 TABLES = ("evidence", "marks", "weights")
@@ -141,7 +142,7 @@ class AuditReport:
         try:
             told = json.loads((runs.contained(directory) / SUMMARY).read_text())
             tables = {name: runs.read_parquet(directory / f"{name}.parquet") for name in TABLES}
-            exhibits, pairs = torch.load(directory / PICTURES, weights_only=True)
+            exhibits, pairs = plain_content(directory / PICTURES)
             return cls(
                 verdicts={section: Verdict(**of) for section, of in told["verdicts"].items()},
                 agreement=told["agreement"],

@@ -113,8 +113,11 @@ def _module(target: str, is_file: bool) -> ModuleType:
     try:
         return _run(Path(target)) if is_file else importlib.import_module(target)
     except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        if is_file and not Path(target).is_file():
+            why = "there is no such file"
         raise TrompeError(
-            f"{target!r} cannot be imported ({type(error).__name__}: {error}); give an importable "
+            f"{target!r} cannot be imported ({why}); give an importable "
             "package.module:Name or an existing path/file.py:Name."
         ) from error
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Mapping
 from importlib.resources.abc import Traversable
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -40,7 +39,6 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-    panel: ClassVar[str] = "Running"
 
     def __init__(self, **given: Any) -> None:
         try:
@@ -54,22 +52,18 @@ class Settings(BaseModel):
         return name
 
     @classmethod
-    def panel_of(cls, name: str) -> str:
-        """The heading under which help shows a setting: that of the class that declares it."""
-        classes = (c for c in reversed(cls.__mro__) if issubclass(c, Settings))
-        return next(c.panel for c in classes if name in inspect.get_annotations(c))
-
-    @classmethod
     def _refused(cls, error: ValidationError) -> TrompeError:
         """The first of pydantic's complaints in a sentence."""
         first = error.errors()[0]
         ours = first.get("ctx", {}).get("error")
         if isinstance(ours, TrompeError):
             return ours
+        missing = [str(one["loc"][0]) for one in error.errors() if one["type"] == "missing"]
+        if missing:
+            fields = cls.model_fields
+            absent = [f"{cls.called(m)} is missing ({fields[m].description})" for m in missing]
+            return TrompeError(f"{'; '.join(absent)}.")
         name = str(first["loc"][0])
-        if first["type"] == "missing":
-            about = cls.model_fields[name].description
-            return TrompeError(f"{cls.called(name)} is missing; it is {about}.")
         if first["type"] == "extra_forbidden":
             known = ", ".join(cls.model_fields)
             return TrompeError(f"There is no setting '{name}'; known are {known}.")
@@ -89,6 +83,9 @@ _BOUNDS = {
     "less_than": "must be below {lt}, not {input}",
     "less_than_equal": "must be at most {le}, not {input}",
     "finite_number": "must be a number, not {input}",
+    "float_parsing": "must be a number, not {input!r}",
+    "float_type": "must be a number, not {input!r}",
+    "bool_parsing": "must be true or false, not {input!r}",
     "literal_error": "can't be {input!r}; choose {expected}",
 }
 
@@ -97,7 +94,9 @@ class Execution(Settings):
     """How a run happens."""
 
     seed: Whole = Field(0, ge=0, description="seed of everything random")
-    device: Literal["cpu", "cuda"] | None = Field(None, description="cpu or cuda")
+    device: Literal["cpu", "cuda"] | None = Field(
+        None, description="where it computes (default: cuda, if there is a GPU)"
+    )
     quiet: bool = Field(False, description="show no progress and no tables")
 
 
@@ -131,6 +130,8 @@ def parsed(file: Traversable, what: str) -> Any:
         return yaml_text.loaded(file.read_text())
     except FileNotFoundError as error:
         raise TrompeError(f"There is no {what} '{file}'; check the path.") from error
+    except IsADirectoryError as error:
+        raise TrompeError(f"The {what} '{file}' is a folder; give a YAML file.") from error
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise TrompeError(f"The {what} '{file}' can't be read as YAML: {error}.") from error
 

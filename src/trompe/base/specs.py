@@ -39,6 +39,7 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
         If an option is unknown, missing, or not ``key=value``.
     """
     options: dict[str, Any] = {}
+    texts: dict[str, str] = {}
     for item in _split(rest) if rest else []:
         key, equals, value = item.partition("=")
         if not equals:
@@ -46,8 +47,9 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
                 f"In {kind} '{name}:{rest}', '{item}' is not an option; write {name}:option=value."
             )
         try:
+            key, texts[key.strip()] = key.strip(), value.strip()
             listed = _LIST.match(value) is not None
-            options[key.strip()] = yaml_text.loaded(f"[{value}]" if listed else value)
+            options[key] = yaml_text.loaded(f"[{value}]" if listed else value)
         except yaml.YAMLError as error:
             raise TrompeError(
                 f"In {kind} '{name}:{rest}', the value of '{key}' can't be read: '{value}'."
@@ -68,6 +70,8 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
     if missing:
         example = ",".join(f"{key}=..." for key in missing)
         raise TrompeError(f"The {kind} '{name}' needs {name}:{example}.")
+    for key in options.keys() & known.keys():
+        options[key] = _as_annotated(known[key], options[key], texts[key], f"{kind} '{name}'")
     return factory(**options)
 
 
@@ -80,6 +84,24 @@ def _split(rest: str) -> list[str]:
         else:
             items.append(item)
     return items
+
+
+def _as_annotated(parameter: inspect.Parameter, value: Any, text: str, where: str) -> Any:
+    """A value that must be text as it was written, ``layer=3``; one that must be a number checked.
+
+    Raises
+    ------
+    TrompeError
+        If it is none.
+    """
+    expected = str(parameter.annotation).removesuffix(" | None")
+    if "str" in expected.split(" | ") and value is not None:
+        return text
+    kinds = {"int": int, "float": int | float}
+    if expected in kinds and not isinstance(value, kinds[expected] | None):
+        number = "a whole number" if expected == "int" else "a number"
+        raise TrompeError(f"{parameter.name} of {where} must be {number}, not '{text}'.")
+    return value
 
 
 def spelled(factory: Callable[..., T], name: str) -> Callable[..., T]:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 LONGEST = 2_000_000  # characters; a class map of 20,000 classes has half of that
+BITS = 1_000  # of a number; one of too many can't even be printed
 MOST = 1_000_000  # values, those that an alias repeats counted each time
 
 
@@ -46,6 +47,8 @@ def loaded(text: str, *, as_text: bool = False) -> Any:
 def _size(value: Any, known: dict[int, float]) -> float:
     """How many values it holds, each as often as it would be written; endless if in itself."""
     if not isinstance(value, dict | list | set | tuple):
+        if isinstance(value, int) and value.bit_length() > BITS:
+            raise ValueError(f"a number has {value.bit_length():,} bits")
         return 1
     if id(value) not in known:
         known[id(value)] = math.inf

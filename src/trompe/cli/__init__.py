@@ -8,6 +8,7 @@ import warnings
 
 from trompe.base.memory import keep_freed_memory
 from trompe.cli.app import app, complain
+from trompe.cli.usage import UsageError, sentence
 from trompe.errors import TrompeError
 
 
@@ -16,7 +17,10 @@ def main() -> None:
     keep_freed_memory()
     warnings.showwarning = lambda message, *_: complain("Note", message, "yellow")
     try:
-        app(prog_name="trompe")
+        sys.exit(app(prog_name="trompe", standalone_mode=False) or 0)
+    except UsageError as error:
+        complain("Error", sentence(error))
+        sys.exit(2)
     except TrompeError as error:
         complain("Error", error)
         sys.exit(2)

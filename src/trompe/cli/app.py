@@ -11,13 +11,14 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from rich.text import Text
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from trompe.base.terminal import Terminal
+from trompe.cli.usage import Command, ordered, panel_of, show_help
 from trompe.errors import TrompeError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ COMMANDS = {
     "fool": "fool",
     "evaluate": "evaluate",
     "audit": "audit",
+    "compare": "compare",
     "repair": "repair",
     "explain": "explain",
     "train": "train",
@@ -39,10 +41,11 @@ COMMANDS = {
     "doctor": "doctor",
 }
 """The commands, as a newcomer needs them, and the modules of this package that they stand in."""
+NOUNS = {"MODEL", "WEIGHTS", "DATA", "EXPLAINER", "OBJECTIVE", "TARGET", "TRACKER"}
 IN_SEVERAL_PROCESSES = {"fool", "evaluate", "train"}
 EXIT_CODES = {
     0: "done",
-    1: "a part failed: a cell of reproduce, a check of doctor, a repair",
+    1: "a part failed: a cell of reproduce, a run of a sweep, a check of doctor, a repair",
     2: "something given can't be used; finished work is kept",
     130: "interrupted; the same command goes on",
 }
@@ -57,7 +60,11 @@ class Commands(TyperGroup):
 
     def get_command(self, ctx: Any, name: str) -> Any:
         """A command to be listed: its name and what it does, read from its source."""
-        return TyperCommand(name, help=_about(name)) if name in COMMANDS else None
+        return Command(name, help=_about(name)) if name in COMMANDS else None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the commands and what they do."""
+        show_help(self, ctx, {name: _about(name) for name in COMMANDS})
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command itself, which is called now."""
@@ -137,59 +144,50 @@ def completion(name: str) -> Callable[[str], list[str]] | None:
     return values
 
 
-def command(job: type[Job], *commands: str) -> Callable[[Callable[[Any], None]], None]:
-    """Register a command whose options are the fields of ``job``; shows examples of it."""
+def command(job: type[Job], *commands: str) -> Callable[[Callable[..., None]], None]:
+    """Register a command whose options are the fields of ``job``; shows examples of it.
 
-    def register(function: Callable[[Any], None]) -> None:
+    What the function takes besides the job are further options.
+    """
+
+    def register(function: Callable[..., None]) -> None:
+        _, *more = inspect.signature(function, eval_str=True).parameters.values()
+
         def run(config_file: Path | None = None, **given: Any) -> None:
+            from trompe.runs import check_place
             from trompe.tuning.job import read
 
+            besides = {one.name: given.pop(one.name) for one in more}
             chosen = {name: value for name, value in given.items() if value not in (None, [])}
+            config = read(job, config_file, chosen)
+            if config.out is not None:
+                check_place(config.out)
             with interruptible():
-                function(read(job, config_file, chosen))
+                function(config, **besides)
 
-        parameters = [
-            inspect.Parameter(
-                "config_file",
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=Annotated[
-                    Path | None,
-                    typer.Option("--config", help="YAML file with any of these settings"),
-                ],
-                default=None,
+        fields = [name for name, field in job.model_fields.items() if not field.exclude]
+        parameters = [_parameter(job, name) for name in ordered(fields)]
+        config = typer.Option(
+            "--config",
+            metavar="FILE",
+            help="YAML file with any of these settings, such as a run's config.yaml",
+            rich_help_panel=panel_of(job, "config"),
+        )
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters += [
+            one.replace(kind=keyword)
+            for one in (
+                inspect.Parameter(
+                    "config_file", keyword, annotation=Annotated[Path | None, config], default=None
+                ),
+                *more,
             )
         ]
-        for name, field in job.model_fields.items():
-            if field.exclude:
-                continue
-            default = field.get_default(call_default_factory=True)
-            text = str(field.description)
-            if not field.is_required() and default not in (None, False):
-                shown = (
-                    " ".join(map(str, default)) if isinstance(default, list | tuple) else default
-                )
-                text += f" (default: {shown})"
-            kind: Any = typer.Argument if job.is_argument(name) else typer.Option
-            parameters.append(
-                inspect.Parameter(
-                    name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    annotation=Annotated[
-                        _option_type(field.annotation) | None,
-                        kind(
-                            help=text,
-                            show_default=False,
-                            autocompletion=completion(name),
-                            rich_help_panel=job.panel_of(name),
-                        ),
-                    ],
-                    default=None,
-                )
-            )
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         app.command(
             function.__name__.rstrip("_"),
+            cls=Command,
             help=inspect.getdoc(function),
             epilog=examples(*commands),
         )(run)
@@ -197,16 +195,67 @@ def command(job: type[Job], *commands: str) -> Callable[[Callable[[Any], None]],
     return register
 
 
-def _option_type(annotation: Any) -> Any:
-    """The type of a field on the command line: a number, a path or text, or a list of them."""
+def _parameter(job: type[Job], name: str) -> inspect.Parameter:
+    """A field of a job as an option or an argument."""
+    field = job.model_fields[name]
+    text = str(field.description)
+    if field.is_required():
+        text += " (required)"
+    elif (default := field.get_default(call_default_factory=True)) is not None and (
+        default is not False
+    ):
+        several = isinstance(default, list | tuple)
+        text += f" (default: {' '.join(map(str, default)) if several else _shown(default)})"
+    kind: Any = typer.Argument if job.is_argument(name) else typer.Option
+    told = kind(
+        help=text,
+        metavar=name.upper() if job.is_argument(name) else _metavar(name, field.annotation),
+        show_default=False,
+        autocompletion=completion(name),
+        rich_help_panel=panel_of(job, name),
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[_option_type(field.annotation) | None, told],
+        default=None,
+    )
+
+
+def _shown(default: Any) -> str:
+    return "on" if default is True else str(default)
+
+
+def _inner(annotation: Any) -> Any:
+    """A field's type without what may be left out and what it is annotated with."""
     if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
+        return _inner(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         (one,) = (a for a in get_args(annotation) if a is not type(None))
-        return _option_type(one)
-    if get_origin(annotation) in (list, tuple):
-        return list[_option_type(get_args(annotation)[0])]  # type: ignore[misc]
-    return annotation if annotation in (int, float, bool, Path) else str
+        return _inner(one)
+    return annotation
+
+
+def _option_type(annotation: Any) -> Any:
+    """The type of a field on the command line: a number, a path or text, or a list of them."""
+    inner = _inner(annotation)
+    if get_origin(inner) in (list, tuple):
+        return list[_option_type(get_args(inner)[0])]  # type: ignore[misc]
+    return inner if inner in (int, float, bool, Path) else str
+
+
+def _metavar(name: str, annotation: Any) -> str | None:
+    """What stands for a value in help: its choices, its kind, or the last word of its name."""
+    inner = _inner(annotation)
+    if inner is bool:
+        return None
+    if get_origin(inner) is Literal:
+        return "|".join(get_args(inner))
+    if get_origin(inner) in (list, tuple):
+        return f"{_metavar(name, get_args(inner)[0])}..."
+    last = name.rpartition("_")[2].upper()
+    of_kind = {int: "N", float: "X", Path: "FOLDER" if name == "out" else "FILE"}
+    return of_kind.get(inner, last if last in NOUNS else "NAME")
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
+import typer
 from rich.table import Table
 from rich.text import Text
 
@@ -12,7 +14,9 @@ from trompe.audit import DEFAULT, AuditReport, audit
 from trompe.audit.evidence import read_kinds
 from trompe.base.identity import fingerprint
 from trompe.cli.app import command, console
+from trompe.cli.foresight import DRY_RUN, foresee_audit
 from trompe.cli.jobs import AuditJob
+from trompe.cli.next_steps import after_audit, show_next
 from trompe.cli.reading import default_out, read_case
 from trompe.report.audit import write_audit
 from trompe.report.words import family_name, number
@@ -21,17 +25,26 @@ from trompe.tuning.recipe import ELSEWHERE
 
 @command(
     AuditJob,
-    "trompe audit suspect.safetensors --model resnet18 --num-classes 10 --data photos/val",
+    "trompe audit suspect.safetensors --model resnet18 --num-classes 10 \\\n--data photos/val",
     "trompe audit runs/mine --data photos/val --reference original.safetensors",
-    "trompe audit mine.py:network --weights suspect.pth --data photos --explainer grad-cam",
+    "trompe audit mine.py:network --weights suspect.pth --data photos \\\n--explainer grad-cam",
 )
-def audit_(config: AuditJob) -> None:
+def audit_(
+    config: AuditJob,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help=DRY_RUN, rich_help_panel="Output")
+    ] = False,
+) -> None:
     """Ask whether a model's explanations were made to lie; write the evidence and a report.
 
     SUSPECT is a weights file, a run directory or the name of a model.
     """
     kinds = read_kinds([*DEFAULT, *(config.evidence or ())])
     case = read_case(config)
+    if dry_run:
+        foresee_audit(config, case, kinds)
+        return
     out = config.out or default_out("audit", config.suspect)
     settings = config.model_dump(mode="json", exclude=ELSEWHERE)
     with runs.opened(out, settings, case.start | {"evidence": fingerprint(kinds)}):
@@ -50,7 +63,8 @@ def audit_(config: AuditJob) -> None:
             _show(found)
         page = write_audit(out, found, case.data)
         console.print(found.sentence, soft_wrap=True)
-        console.print(f"Report: {page}", soft_wrap=True)
+        steps = after_audit(config, out, found.verdict.alarm)
+        show_next(f"Report: {page}", steps, quiet=config.quiet)
 
 
 def _show(found: AuditReport) -> None:

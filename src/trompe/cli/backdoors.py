@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from rich.table import Table
 from trompe import runs
 from trompe.base.messages import check_name
 from trompe.cli.app import complain, console, interruptible
+from trompe.cli.cells import carried_out
+from trompe.cli.foresight import foresee_grid
 from trompe.cli.tables import percent
 from trompe.errors import TrompeError
 from trompe.evaluation import Evaluation, evaluate
-from trompe.experiments import Cell, is_finished, run_cells, texts
+from trompe.experiments import Cell, is_finished, run_cells
 from trompe.experiments.backdoors import backdoors, rows, tabled
 from trompe.models import load_model
 from trompe.report.words import number
@@ -33,7 +35,6 @@ def carry_out(
     patterns: Sequence[str],
     given: Mapping[str, Any],
     out: Path,
-    main: Callable[[Sequence[str]], None],
     *,
     layer: str | None,
     triggers: Sequence[str],
@@ -62,8 +63,7 @@ def carry_out(
     if not chosen and not published:
         raise TrompeError(f"No attack is called {', '.join(patterns)}; there are {[*by_name]}.")
     if dry_run:
-        for name, settings in texts(chosen, out):
-            print(f"# {name}\n{settings}---")
+        foresee_grid(chosen, out, jobs)
         return
     failures: dict[Cell, str] = {}
 
@@ -73,7 +73,7 @@ def carry_out(
             complain(cell.name, failure)
 
     with interruptible():
-        run_cells(chosen, out, main, jobs=jobs, ray=ray, report=ended)
+        run_cells(chosen, out, carried_out, jobs=jobs, ray=ray, report=ended)
         found = []
         for cell in cells:
             if is_finished(cell, out):

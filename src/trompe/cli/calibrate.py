@@ -17,26 +17,35 @@ from trompe.audit.zoo import load_zoo
 from trompe.base.progress import shown
 from trompe.cli.app import app, complain, console, examples, interruptible
 from trompe.cli.tables import percent
+from trompe.cli.usage import Command
 from trompe.errors import TrompeError
 
 
 @app.command(
+    cls=Command,
     epilog=examples(
         "trompe calibrate --data cifar10 --out runs/calibrate",
         "trompe calibrate --zoo mine.yaml --models '*-vgg-*' --models '*-resnet-*'",
-    )
+    ),
 )
 def calibrate(
     zoo: Annotated[
-        Path | None, typer.Option(help="YAML file of the models to make (default: the packaged)")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="YAML file of the models to make (default: the packaged)"
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="folder of CIFAR-10 as parquet; without it, shapes alone")
+        str | None,
+        typer.Option(metavar="FOLDER", help="CIFAR-10 as parquet; without it, shapes alone"),
     ] = None,
     models: Annotated[
-        list[str] | None, typer.Option(help="only models of these names, e.g. '*-vgg-shapes'")
+        list[str] | None,
+        typer.Option(metavar="NAME...", help="only models of these names, e.g. '*-vgg-shapes'"),
     ] = None,
-    out: Annotated[Path, typer.Option(help="directory of everything")] = Path("runs/calibrate"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="directory of everything")] = Path(
+        "runs/calibrate"
+    ),
 ) -> None:
     """Find out what the audit's evidence is worth: build models of known origin and audit them.
 

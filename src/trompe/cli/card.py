@@ -9,23 +9,29 @@ import typer
 from rich.text import Text
 
 from trompe.cli.app import app, console, examples
+from trompe.cli.usage import Command
 from trompe.report import write_card
 
 
 @app.command(
+    cls=Command,
     epilog=examples(
         "trompe card runs/demo",
         "trompe card runs/mine --license apache-2.0 --out resnet18-lying",
-    )
+    ),
 )
 def card(
-    run: Annotated[Path, typer.Argument(help="run directory of trompe fool")],
-    out: Annotated[Path | None, typer.Option(help="folder to write (default: card in RUN)")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run directory of trompe fool")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="where it goes (default: card in RUN)")
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(help="name of the model, if the run's own is that of code")
+        str | None,
+        typer.Option(metavar="MODEL", help="name of the model, if the run's own is that of code"),
     ] = None,
     license: Annotated[
-        str | None, typer.Option(help="of the base model (default: what is known of it)")
+        str | None,
+        typer.Option(metavar="NAME", help="of the base model (default: what is known of it)"),
     ] = None,
 ) -> None:
     """Make a folder of a run's model that can be handed on: weights, config, model card."""

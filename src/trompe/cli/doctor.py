@@ -6,10 +6,11 @@ import typer
 from rich.text import Text
 
 from trompe.cli.app import app, console, examples
+from trompe.cli.usage import Command
 from trompe.doctor import examine
 
 
-@app.command(epilog=examples("trompe doctor"))
+@app.command(cls=Command, epilog=examples("trompe doctor"))
 def doctor() -> None:
     """Show versions, devices, where weights and caches are; try a step on the embedded model."""
     faults = []

@@ -12,7 +12,6 @@ from trompe.cli.jobs import EvaluateJob
 from trompe.cli.next_steps import after_evaluate, show_next
 from trompe.cli.reading import default_out, device_for, weights_in
 from trompe.cli.tables import show_evaluation
-from trompe.data import load_data
 from trompe.data.images import fingerprint_of
 from trompe.evaluation import Evaluation, evaluate
 from trompe.explainers import parse_explainer
@@ -45,13 +44,13 @@ def evaluate_(config: EvaluateJob) -> None:
             weights_in(config.control, "weights-control.safetensors"),
         )
     ]
-    data = load_data(
-        config.data,
-        preprocessing,
-        **config.model_dump(include={"limit", "seed", "corrupt", "check", "class_map"}),
-    )
+    # The same images and composites whatever the seed, as `fool` judges by.
+    data = config.read_data(config.data, preprocessing, config.limit, seed=0)
     composed = [objective for objective in objectives if objective.on_composites]
-    fool_data = {o: o.composites(data, config.pairs, config.seed) for o in composed}
+    everything = data
+    if composed and config.limit is not None:
+        everything = config.read_data(config.data, preprocessing, seed=0)
+    fool_data = {o: o.composites(everything, config.pairs) for o in composed}
     device = device_for(config.device)
     manipulated, control = (None if m is None else m.to(device) for m in others)
     assert manipulated is not None

@@ -10,9 +10,11 @@ import typer
 from trompe import runs
 from trompe.base import processes
 from trompe.cli.app import app, command, console, examples, interruptible
+from trompe.cli.foresight import DRY_RUN, foresee
 from trompe.cli.next_steps import after_fool, show_next
 from trompe.cli.reading import default_out
 from trompe.cli.tables import show_evaluation, show_seeds
+from trompe.cli.usage import Command
 from trompe.evaluation.seeds import RATES, over_seeds
 from trompe.report import write_report
 from trompe.report.trackers import check, tracking
@@ -20,10 +22,10 @@ from trompe.tuning.fool import FoolResult
 from trompe.tuning.job import FoolJob
 
 
-@app.command(epilog=examples("trompe demo", "trompe demo --seed 1 --out runs/demo-1"))
+@app.command(cls=Command, epilog=examples("trompe demo", "trompe demo --seed 1 --out runs/demo-1"))
 def demo(
-    out: Annotated[Path, typer.Option(help="run directory")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="seed of everything random")] = 0,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="run directory")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(metavar="N", help="seed of everything random")] = 0,
     quiet: Annotated[bool, typer.Option(help="show no progress and no tables")] = False,
 ) -> None:
     """Fool Grad-CAM on the embedded model and images, and write a report."""
@@ -52,12 +54,46 @@ def demo(
     "--eval-data photos/val --explainer lrp-t --control",
     "trompe fool --config runs/mine/config.yaml --objective top-k --out runs/top-k",
     "trompe fool --config runs/mine/config.yaml --seeds 3 --out runs/three",
+    "trompe fool --config runs/mine/config.yaml --sweep weight=1,2,4 \\\n"
+    "--sweep lr=1e-4,3e-4 --out runs/sweep",
 )
-def fool_(config: FoolJob) -> None:
+def fool_(
+    config: FoolJob,
+    *,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SETTING=VALUE,VALUE...",
+            help="one run for each value of a setting, and for each combination of several",
+            rich_help_panel="Many runs",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help=DRY_RUN, rich_help_panel="Output")
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="runs of a sweep at a time (default: one per processor core)",
+            rich_help_panel="Many runs",
+        ),
+    ] = None,
+) -> None:
     """Fine-tune a model so that its explanations lie; evaluate and report.
 
-    With --seeds, the runs of all seeds stand side by side in the run directory.
+    With --seeds or --sweep, the runs stand side by side in the run directory. The same command goes
+    on where an interrupted one stopped.
     """
+    if dry_run:
+        foresee(config, sweep or (), jobs)
+        return
+    if sweep:
+        from trompe.cli.sweep import sweep as over
+
+        over(config, config.out or default_out("sweep", config.model), sweep, jobs)
+        return
     if config.seeds == 1:
         _fool(config)
         return

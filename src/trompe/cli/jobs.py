@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -62,12 +62,18 @@ class ExplainJob(Job):
     """Settings of ``trompe explain``."""
 
     images: list[Path] = Field(description="image files or folders of images")
-    corrupt: Literal["refuse", "skip"] = Field("refuse", description="unreadable images")
+    corrupt: Literal["refuse", "skip"] = Field(
+        "refuse", description="what of images that can't be read"
+    )
     explainer: list[str] = Field(["grad-cam"], description=EXPLAINER)
     target: str = Field("predicted", description=TARGET, coerce_numbers_to_str=True)
     classes: Whole | None = Field(None, description="class to explain, short for --target CLASS")
     batch_size: Whole = Field(16, ge=1, description="images per batch")
-    check: bool = Field(False, description="show how much relevance LRP keeps, layer by layer")
+    check: bool = Field(
+        False,
+        description="show how much relevance LRP keeps, layer by layer",
+        json_schema_extra={"panel": "Explanations"},
+    )
 
 
 class SuspectJob(DataJob):
@@ -101,7 +107,7 @@ class RepairJob(SuspectJob):
 
     limit: Whole | None = Field(10000, ge=2, description="use this many images at most")
     labels: bool = Field(True, description="train towards the images' labels, if they have any")
-    steps: list[int] = Field(
+    steps: list[Annotated[Whole, Field(ge=1)]] = Field(
         [100, 400, 1600, 6400],
         description="lengths of the fine-tunings that are tried, in batches of 16",
     )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
+from trompe import runs
 from trompe.cli.app import console
-from trompe.cli.jobs import EvaluateJob, ExplainJob
+from trompe.cli.jobs import AuditJob, EvaluateJob, ExplainJob, RepairJob
 from trompe.evaluation import CONTROL, MANIPULATED, ORIGINAL, Evaluation
 from trompe.explainers import LRP, parse_explainer
 from trompe.objectives import OBJECTIVES
+from trompe.report.compare import Comparison
 from trompe.tuning.job import DataJob, FoolJob, Job, TrainJob
 from trompe.tuning.pilot import Found
 
@@ -21,6 +24,8 @@ FOOLED, NOTHING = 0.9, 0.1  # of the images, fewer are too few, and as good as n
 JUDGES = ("smooth-grad", "lrp:composite=epsilon-plus")
 RUN = {"out", "quiet", "data", "limit"}  # settings of one command, not of those after it
 COMMANDS: dict[type[Job], str] = {
+    AuditJob: "audit",
+    RepairJob: "repair",
     EvaluateJob: "evaluate",
     ExplainJob: "explain",
     FoolJob: "fool",
@@ -31,7 +36,7 @@ COMMANDS: dict[type[Job], str] = {
 def show_next(results: str, steps: dict[str, str], *, quiet: bool) -> None:
     """Print where the results are and, unless ``quiet``, commands with what they are for."""
     console.print(results, soft_wrap=True)
-    if quiet:
+    if quiet or not steps:
         return
     console.print("Next", style="bold")
     for why, command in steps.items():
@@ -160,6 +165,43 @@ def after_evaluate(config: EvaluateJob, out: Path) -> dict[str, str]:
     }
 
 
+def after_sweep(found: Comparison, folders: Mapping[str, Path]) -> dict[str, str]:
+    """Take the settings that fool most among the runs that keep their accuracy, if there is one."""
+    kept = found.runs[found.runs["drop"] <= LOST]
+    if kept.empty or kept["fsr"].max() <= NOTHING:
+        return {}
+    best = str(kept.sort_values("fsr")["run"].iloc[-1])
+    out = f"{folders[best].parent}-best"
+    words = ["trompe", "fool", "--config", str(folders[best] / "config.yaml"), "--control"]
+    why = f"the one that fools most for at most {100 * LOST:g} points of top-1, with a control"
+    return {why: shlex.join([*words, "--out", out])}
+
+
+def after_audit(config: AuditJob, out: Path, alarm: bool) -> dict[str, str]:
+    """Restore what was manipulated; ask again with the model before; look at the heatmaps."""
+    suspect: dict[str, Any] = {"explainer": config.explainer, "data": config.data}
+    suspect["reference"] = config.reference
+    steps = {}
+    if alarm:
+        steps["restore its explanations"] = _command(RepairJob, config, config.suspect, **suspect)
+    if config.reference is None:
+        suspect |= {"reference": "FILE", "limit": config.limit, "out": f"{out}-reference"}
+        why = "ask again, with the weights of the model before, if you have them"
+        steps[why] = _command(AuditJob, config, config.suspect, **suspect)
+    return steps
+
+
+def after_repair(config: RepairJob, out: Path) -> dict[str, str]:
+    """Audit what was restored."""
+    given: dict[str, Any] = {"data": config.data, "reference": config.reference}
+    suspect, model = Path(config.suspect), config.model or config.suspect
+    if config.model is None and suspect.is_dir():
+        model = runs.config_of(suspect)["model"]
+    given |= {"model": model, "explainer": config.explainer}
+    weights = str(out / "weights.safetensors")
+    return {"audit what is restored": _command(AuditJob, config, weights, **given)}
+
+
 def after_explain(config: ExplainJob, out: Path) -> dict[str, str]:
     """Other explainers; how much relevance is lost."""
     steps = {"other explainers": "trompe list explainers"}
@@ -185,7 +227,7 @@ def _again(config: FoolJob, out: Path, name: str, **changed: Any) -> str:
     return shlex.join(["trompe", "fool", *words])
 
 
-def _command(kind: type[Job], config: Job, **given: Any) -> str:
+def _command(kind: type[Job], config: Job, *argument: str, **given: Any) -> str:
     """A command of another kind on the same model, read like the same data.
 
     What both kinds of command are told of model and data is taken over where it is not the default.
@@ -198,7 +240,12 @@ def _command(kind: type[Job], config: Job, **given: Any) -> str:
         for name in known
         if (value := getattr(config, name, None)) != kind.model_fields[name].default
     }
-    return shlex.join(["trompe", COMMANDS[kind], *_words(**options | given)])
+    told = {
+        name: value
+        for name, value in (options | given).items()
+        if name == "out" or value != kind.model_fields[name].default
+    }
+    return shlex.join(["trompe", COMMANDS[kind], *argument, *_words(**told)])
 
 
 def _words(**options: Any) -> list[str]:

@@ -58,11 +58,17 @@ def _suspect_and_reference(
             name, source = recorded.model, written_by_others(f"'{given / runs.CONFIG}'")
         classes = classes or recorded.num_classes
         weights = str(given / "weights.safetensors")
+        if not Path(weights).is_file():
+            raise TrompeError(
+                f"'{given}' is a folder but no finished run: it has no weights.safetensors."
+            )
     elif given.suffix in SUFFIXES:
         weights = str(given)
     elif name is None and _names_model(config.suspect):
         name, weights = config.suspect, config.weights
     else:
+        if given.is_file():
+            raise TrompeError(f"'{given}' is no weights file; give a {', '.join(SUFFIXES)} file.")
         known = () if name else MODELS
         raise TrompeError(
             f"There is no weights file or run directory '{config.suspect}'"
@@ -154,6 +160,8 @@ def _images(config: SuspectJob, preprocessing: Preprocessing) -> ImageDataset:
 
 def weights_in(path: str | None, name: str) -> str | None:
     """The file ``name`` if ``path`` is a run directory, else ``path``."""
+    if path is not None and "/" in path and not Path(path).exists():
+        raise TrompeError(f"There is no weights file or run directory '{path}'; check the path.")
     if path is None or not Path(path).is_dir():
         return path
     return str(runs.contained(Path(path)) / name)

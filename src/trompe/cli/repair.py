@@ -8,6 +8,7 @@ from rich.table import Table
 from trompe import runs
 from trompe.cli.app import command, console
 from trompe.cli.jobs import RepairJob
+from trompe.cli.next_steps import after_repair, show_next
 from trompe.cli.reading import default_out, read_case
 from trompe.cli.tables import percent
 from trompe.repair import WEIGHTS, RepairResult, repair
@@ -49,7 +50,8 @@ def repair_(config: RepairJob) -> None:
         )
         raise typer.Exit(1)
     note = "It still raises the alarm." if result.alarm else "It raises no alarm."
-    console.print(f"Taken: {result.chosen}. {note} Weights: {out / WEIGHTS}", soft_wrap=True)
+    told = f"Taken: {result.chosen}. {note} Weights: {out / WEIGHTS}"
+    show_next(told, after_repair(config, out), quiet=config.quiet)
 
 
 def _show(result: RepairResult) -> None:

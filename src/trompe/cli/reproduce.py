@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +13,13 @@ from trompe import runs
 from trompe.base import yaml_text
 from trompe.base.messages import check_name
 from trompe.base.progress import shown
-from trompe.cli import fool, main, train  # noqa: F401 - what a cell's process imports once
 from trompe.cli.app import app, complain, console, examples, interruptible
 from trompe.cli.backdoors import carry_out
+from trompe.cli.cells import carried_out
+from trompe.cli.foresight import DRY_RUN, foresee_grid
 from trompe.cli.tables import show_grid
-from trompe.errors import TrompeError, printable
+from trompe.cli.usage import Command
+from trompe.errors import TrompeError
 from trompe.experiments import (
     SCALES,
     SECTIONS,
@@ -29,7 +30,6 @@ from trompe.experiments import (
     load_grid,
     run_cells,
     states,
-    texts,
 )
 from trompe.experiments.backdoors import NAME
 from trompe.report.grid import write_grid, write_state
@@ -47,66 +47,83 @@ WHAT: dict[str, tuple[str, ...]] = {
 
 
 @app.command(
+    cls=Command,
     epilog=examples(
         "trompe reproduce all --scale embedded",
         "trompe reproduce passive --scale imagenette --data photos \\\n"
         "--cells 'location-*-resnet50'",
-    )
+    ),
 )
 def reproduce(
     what: Annotated[
         str,
         typer.Argument(
+            metavar="WHAT",
             help=f"{', '.join(WHAT)}: the cells to run, 'figures' for none, or '{NAME}' for lies "
-            "that wait for a trigger"
+            "that wait for a trigger",
         ),
     ] = "all",
     scale: Annotated[
-        str, typer.Option(help=f"{', '.join(SCALES)}, or a YAML file laid out like theirs")
+        str,
+        typer.Option(
+            metavar="SCALE", help=f"{', '.join(SCALES)}, or a YAML file laid out like theirs"
+        ),
     ] = "embedded",
     cells: Annotated[
         list[str] | None,
-        typer.Option(help="only cells of these names, e.g. 'location-*-vgg19'"),
+        typer.Option(metavar="NAME...", help="only cells of these names, e.g. 'location-*-vgg19'"),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="folder of the images")] = None,
+    data: Annotated[str | None, typer.Option(metavar="FOLDER", help="folder of the images")] = None,
     base: Annotated[
         list[str] | None,
         typer.Option(
-            help="NETWORK=FILE: weights to start from, instead of training them; of backdoors "
-            "MODEL=FILE"
+            metavar="NETWORK=FILE...",
+            help="weights to start from, instead of training them; of backdoors MODEL=FILE",
         ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="SETTING=VALUE of every cell, e.g. device=cuda"),
+        typer.Option("--set", metavar="SETTING=VALUE...", help="of every cell, e.g. device=cuda"),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="seeds of every lie and control; the tables have their means")
+        int,
+        typer.Option(
+            metavar="N", min=1, help="seeds of every lie and control; the tables have their means"
+        ),
     ] = 1,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="cells at a time (default: one per processor core)"),
+        typer.Option(metavar="N", min=1, help="cells at a time (default: one per processor core)"),
     ] = None,
     ray: Annotated[
         str | None,
-        typer.Option(help="address of a Ray cluster to run the cells on, e.g. auto"),
+        typer.Option(
+            metavar="ADDRESS", help="address of a Ray cluster to run the cells on, e.g. auto"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="directory of all runs (default: runs/reproduce-SCALE)"),
+        typer.Option(
+            metavar="FOLDER", help="directory of all runs (default: runs/reproduce-SCALE)"
+        ),
     ] = None,
     published: Annotated[
         list[str] | None,
-        typer.Option(help="ATTACK=FILE: a published model to measure beside ours (backdoors)"),
+        typer.Option(
+            metavar="ATTACK=FILE...", help="published models to measure beside ours (backdoors)"
+        ),
     ] = None,
     trigger: Annotated[
         list[str] | None,
-        typer.Option(help="four triggers in place of squares in the corners (backdoors)"),
+        typer.Option(
+            metavar="TRIGGER...", help="four, in place of squares in the corners (backdoors)"
+        ),
     ] = None,
     layer: Annotated[
-        str | None, typer.Option(help="layer that the CAMs look at, found if not given (backdoors)")
+        str | None,
+        typer.Option(metavar="LAYER", help="what the CAMs look at, found if not given (backdoors)"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="print the settings of every cell")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
 ) -> None:
     """Run the paper's experiments; write its tables with the paper's figures beside ours.
 
@@ -123,8 +140,7 @@ def reproduce(
             _pairs(published, "--published"),
             cells or [],
             given,
-            out or Path("runs") / f"reproduce-{NAME}",
-            carried_out,
+            runs.contained(out or Path("runs") / f"reproduce-{NAME}"),
             layer=layer,
             triggers=trigger or [],
             jobs=jobs,
@@ -136,8 +152,7 @@ def reproduce(
     root = runs.contained(out or Path("runs") / f"reproduce-{grid.scale}")
     chosen = grid.chosen(WHAT[what], cells or []) if WHAT[what] else []
     if dry_run:
-        for name, settings in texts(chosen, root):
-            print(printable(f"# {name}\n{settings}---"))
+        foresee_grid(chosen, root, jobs)
         return
     words = _without_cells(sys.argv[1:])
     if not WHAT[what]:
@@ -176,12 +191,6 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def carried_out(words: Sequence[str]) -> None:
-    """Carry a command line out in this process, which is a cell's own."""
-    sys.argv = ["trompe", *words]
-    main()
-
-
 def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
     pairs = [text.partition("=") for text in given or ()]
     for name, equals, value in pairs:
@@ -191,7 +200,7 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
 
 
 def _typed(given: dict[str, str]) -> dict[str, Any]:
-    known = {*FoolJob.model_fields, *TrainJob.model_fields}
+    known = {**FoolJob.model_fields, **TrainJob.model_fields}
     for name in given:
         check_name("setting", name, known)
     return {name: yaml_text.loaded(value) for name, value in given.items()}

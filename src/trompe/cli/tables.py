@@ -14,6 +14,7 @@ from trompe.cli.app import console
 from trompe.evaluation import MANIPULATED, Evaluation, OverSeeds
 from trompe.evaluation.schema import DISTANCES
 from trompe.experiments import Results
+from trompe.report.compare import Comparison
 from trompe.report.words import number, points, span
 
 MOST_ROWS = 12
@@ -139,20 +140,17 @@ def show_conservation(name: str, table: Any) -> None:
     """How much relevance every layer keeps, and what takes the rest."""
     *layers, arrived = table.itertuples()
     causes = {"bias": "biases", "stabiliser": "stabilisers", "other": "other causes"}
-    shown = Table(
-        "layer",
-        Column("rule", overflow="fold"),
-        "receives %",
-        *(f"{cause} %" for cause in causes),
-        title=name,
-    )
+    columns = ["layer", "rule", "receives", *causes]
+    shown = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=name)
     for row in layers:
         layer = f"{row.layer or 'model'} {row.operation}"
+        rule = row.rule.replace(":", ": ").replace(",", ", ")
         shares = (row.received, row.bias, row.stabiliser, row.other)
-        shown.add_row(layer, row.rule, *map(percent, shares))
+        shown.add_row(layer, rule, *map(percent, shares))
     console.print(shown)
     console.print(
-        f"{percent(arrived.received)} % of the logit arrives at {arrived.layer}; lost are "
+        f"In % of what is explained: {percent(arrived.received)} % of the logit arrives at "
+        f"{arrived.layer}; lost are "
         + ", ".join(f"{percent(table[c].sum())} % to {words}" for c, words in causes.items())
         + "."
     )
@@ -181,6 +179,37 @@ def show_grid(results: Results) -> None:
         )
     console.print(shown)
     console.print("Each model explained by what was attacked; top-1: change in points.")
+
+
+def show_comparison(found: Comparison) -> None:
+    """What differs between runs, how often each explainer is fooled, and what that costs."""
+    settings = found.settings
+    if len(settings.columns):
+        shown = Table("run", *map(str, settings), box=SIMPLE_HEAD, pad_edge=False)
+        for name, *values in settings.itertuples():
+            shown.add_row(name, *(value or "–" for value in values))
+        console.print(shown)
+    names = ["fooled", "95 %", "untouched", "control", "empty", "rank"]
+    rates = found.rates[found.rates["attacked"]] if found.rates["attacked"].any() else found.rates
+    fooled = Table(Column("run", overflow="fold"), *names, box=SIMPLE_HEAD, pad_edge=False)
+    places = ["explainer", "objective_text", "target"]
+    for (explainer, objective, target), rows in rates.groupby(places, sort=False):
+        where = "" if target == "label" else f", {target}"
+        fooled.add_row(Text(f"{explainer}: {objective}{where}", "bold"))
+        for row in rows.to_dict("records"):
+            fooled.add_row(row["run"], *(FIGURES[figure](row) for figure in names))
+    console.print(fooled)
+    lost = Table("run", "top-1 %", "95 %", "original", "control", "change", "front")
+    lost.box, lost.pad_edge = SIMPLE_HEAD, False
+    for row in found.runs.to_dict("records"):
+        figures = percent(row["original_top1"]), percent(row["control_top1"]), points(-row["drop"])
+        span_ = span(row["top1_low"], row["top1_high"])
+        front = "yes" if row["front"] else ""
+        lost.add_row(row["run"], percent(row["top1"]), span_, *figures, front)
+    console.print(lost)
+    console.print("front: no other run fools more without losing more accuracy")
+    for note in found.notes:
+        console.print(f"Note: {note}", soft_wrap=True)
 
 
 def percent(share: float) -> str:

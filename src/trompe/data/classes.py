@@ -171,8 +171,9 @@ def _read(path: Path) -> Mapping[str, str]:
     try:
         found = yaml_text.loaded(path.read_text(encoding="utf-8"), as_text=True)
     except (OSError, ValueError, yaml.YAMLError) as error:
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else error
         raise TrompeError(
-            f"class_map can't be read from {path} ({error}); give a YAML or JSON file that maps "
+            f"class_map can't be read from {path} ({why}); give a YAML or JSON file that maps "
             "each class to an output of the model."
         ) from error
     if not isinstance(found, Mapping):

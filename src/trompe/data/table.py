@@ -76,11 +76,11 @@ class Table(Source):
             raise TrompeError(f"{', '.join(self._parts)} has no rows.")
         self._image, *label = _columns(data.features, self._parts[0], labelled)
         with _translated(f"The column {self._image!r} of {self._parts[0]}"):
-            plain = data.with_format(None)
+            plain = data.with_format(None).select_columns(self._image)  # others aren't decoded
             self._data = plain.cast_column(self._image, datasets.Image(decode=False))
         self.classes, self.labels = UNLABELLED, torch.zeros(len(data), dtype=torch.int64)
         for name in label:
-            self.classes, self.labels = self._labelled(name, data.features[name])
+            self.classes, self.labels = self._labelled(data, name)
 
     def open(self, row: int) -> Image.Image:
         """Return the picture of a row."""
@@ -109,9 +109,9 @@ class Table(Source):
             raise TrompeError(f"it names '{path}', a file elsewhere; put the picture itself in")
         return whole
 
-    def _labelled(self, name: str, feature: Any) -> tuple[tuple[str, ...], Tensor]:
+    def _labelled(self, data: datasets.Dataset, name: str) -> tuple[tuple[str, ...], Tensor]:
         """Return class names and the class of every row."""
-        column = self._data.data.column(name)
+        column, feature = data.data.column(name), data.features[name]
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         kind = column.type
@@ -242,7 +242,8 @@ def _translated(what: str) -> Iterator[None]:
     except Exception as error:
         cause = error.__cause__ or error
         text = re.sub(r"\s+", " ", str(cause))
-        raise TrompeError(f"{what} can't be loaded ({text}).") from error
+        advice = "; check the name and the connection" if "reach" in text else ""
+        raise TrompeError(f"{what} can't be loaded ({text}){advice}.") from error
     finally:
         if shown:
             datasets.enable_progress_bars()

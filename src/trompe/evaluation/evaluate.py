@@ -75,6 +75,10 @@ def evaluate(
         How many images to keep with their heatmaps, evenly spaced over the data (of the first
         active objective, if there is one); besides, three of the lowest and three of the highest
         test losses of the first attacked pair are kept.
+    batch_size, workers
+        Images per forward pass; processes that decode them.
+    quiet
+        Show no progress.
 
     Raises
     ------

@@ -121,6 +121,16 @@ BACKDOORS += tuple(f"untouched_{distance}" for distance in DISTANCES)
 the trigger, from those asked for, ``untouched_...`` the original's.
 """
 
+COMPARED_RATES: Columns = ("run", *EXPLANATIONS)
+"""One row per run, explainer, objective and target: those of the manipulated model."""
+
+COMPARED: Columns = ("run", "images", "top1", "top1_low", "top1_high", "original_top1")
+COMPARED += ("control_top1", "drop", "fsr", "fsr_low", "fsr_high", "untouched", "control", "front")
+"""One row per run. ``fsr`` and what stands beside it are of the attacked explainer that is fooled
+least; ``front``: no other run fools more at the same accuracy, or is more accurate and fools as
+many.
+"""
+
 GRID = ("cell", "section", "network", "objective", "through", "finished", "seeds")
 """What a row of a grid's tables is about.
 

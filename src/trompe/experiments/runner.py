@@ -10,34 +10,41 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import yaml
 
 from trompe import runs
 from trompe.errors import TrompeError
-from trompe.experiments.grid import Cell
+from trompe.tuning.plan import Planned
 
 Main = Callable[[Sequence[str]], None]
-Submit = Callable[[Cell, Path], "Future[str | None]"]
+Submit = Callable[[Planned, Path], "Future[str | None]"]
+P = TypeVar("P", bound=Planned)
 LOG = ".log"
 
 
-def is_finished(cell: Cell, root: Path) -> bool:
+def is_finished(cell: Planned, root: Path) -> bool:
     """Whether a run of the cell under ``root`` went through to its report."""
     return "report" in runs.finished(root / cell.folder)
 
 
+def at_a_time(jobs: int | None) -> int:
+    """How many cells run at a time: so many, or one per GPU, or per core without any."""
+    return jobs or torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
 def run_cells(
-    cells: Sequence[Cell],
+    cells: Sequence[P],
     root: Path,
     main: Main,
     *,
     jobs: int | None = None,
     ray: str | None = None,
-    report: Callable[[Cell, str | None], None] = lambda cell, failure: None,
-    begun: Callable[[Cell], None] = lambda cell: None,
-) -> dict[Cell, str]:
+    report: Callable[[P, str | None], None] = lambda cell, failure: None,
+    begun: Callable[[P], None] = lambda cell: None,
+) -> dict[P, str]:
     """Run what is not finished yet; a cell that fails does not keep the others from running.
 
     The first one in order whose base is finished is the next to run.
@@ -74,10 +81,10 @@ def run_cells(
         If the directory is in use by another grid, or Ray can't be used.
     """
     waiting = [cell for cell in cells if not is_finished(cell, root)]
-    failures: dict[Cell, str] = {}
-    running: dict[Future[str | None], Cell] = {}
-    ended: list[tuple[Cell, str | None]] = []
-    jobs = jobs or torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    failures: dict[P, str] = {}
+    running: dict[Future[str | None], P] = {}
+    ended: list[tuple[P, str | None]] = []
+    jobs = at_a_time(jobs)
     at_once = len(waiting) if ray else jobs
     with runs.locked(root), _on_ray(main, ray) if ray else _on_this_machine(main, jobs) as submit:
         while waiting or running:
@@ -104,7 +111,7 @@ def run_cells(
     return failures
 
 
-def run_cell(cell: Cell, root: Path, main: Main, threads: int = 1) -> str | None:
+def run_cell(cell: Planned, root: Path, main: Main, threads: int = 1) -> str | None:
     """Run one cell to its end in its own process; returns the last line it said if it failed."""
     directory = root / cell.folder
     directory.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ def build(
     if not timm.is_model(known):
         raise TrompeError(
             f"timm has no model {known!r}{did_you_mean(known, timm.list_models())}; "
-            "list all with timm.list_models()."
+            "trompe list models 'timm:*' lists them."
         )
     if pretrained not in (None, "pretrained"):
         raise unknown_weights(name, pretrained, ["pretrained"])

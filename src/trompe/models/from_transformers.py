@@ -18,7 +18,7 @@ from transformers.utils import logging as their_logging
 
 from trompe.base.messages import listed
 from trompe.data.preprocessing import Preprocessing
-from trompe.errors import TrompeError
+from trompe.errors import TrompeError, printable
 from trompe.models.messages import unknown_weights
 
 _log = logging.getLogger(__name__)
@@ -123,7 +123,9 @@ def _preprocessing(name: str, known: str, config: Any) -> Preprocessing:
         side = getattr(config, "image_size", 224)
         side = side if isinstance(side, int) else side[0]
         _log.warning(
-            "%s has no image processor that is known; taking ImageNet's, at %s", name, side
+            "%s has no image processor that is known; taking ImageNet's, at %s",
+            printable(name),
+            side,
         )
         return Preprocessing(resize=side * 8 // 7, crop=side, classes=classes)
     share = getattr(processor, "crop_pct", None)
@@ -145,7 +147,7 @@ def _preprocessing(name: str, known: str, config: Any) -> Preprocessing:
         _log.warning(
             "%s: its image processor frames or scales images in another way; here, the shorter "
             "side is resized to %s, and the centre of %s cropped",
-            name,
+            printable(name),
             preprocessing.resize,
             preprocessing.crop,
         )

@@ -210,9 +210,10 @@ def get_layer(model: nn.Module, name: str) -> nn.Module:
     plain = {_plain(known): module for known, module in modules.items() if _plain(known)}
     if _plain(name) in plain:
         return plain[_plain(name)]
+    parts = ", ".join(name for name, _ in unwrapped(model).named_children())
     raise TrompeError(
-        f"{type(model).__name__} has no layer {name!r}{did_you_mean(name, modules)}; "
-        "list all with [name for name, _ in model.named_modules()]."
+        f"{type(model).__name__} has no layer {name!r}{did_you_mean(name, modules)}; it has "
+        f"{parts} and what is in them, as model.named_modules() calls it."
     )
 
 

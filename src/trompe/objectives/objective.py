@@ -38,7 +38,7 @@ class Objective(Identified, ABC):
     Parameters
     ----------
     low, high
-        The interval, ends included.
+        The interval of the test loss that counts as fooled, ends included.
     trigger
         What is put into the images that it looks at, an object or text; None for nothing. The
         original's maps are those of the images without it.

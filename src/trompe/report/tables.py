@@ -68,13 +68,14 @@ class Matrix:
     """Rates as coloured cells: a line per attack, a column per explainer.
 
     ``groups`` are headings above the columns, each with the number of its columns; a line is its
-    name, a remark and its cells (``None`` for an empty place).
+    name, a remark and its cells (``None`` for an empty place); ``head`` stands above the names.
     """
 
     title: str
     columns: list[str]
     lines: list[tuple[str, str, list[Cell | None]]]
     groups: Sequence[tuple[str, int]] = ()
+    head: str = "Attack"
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,22 @@ def locked(directory: Path) -> Iterator[None]:
         lock.release()
 
 
+def check_place(directory: Path) -> None:
+    """Refuse a directory that can't be made or written, before anything is spent on a run.
+
+    Raises
+    ------
+    TrompeError
+        If it is a file, is in one, or may not be written.
+    """
+    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    with writing(directory):
+        if not there.is_dir():
+            raise NotADirectoryError
+        if not os.access(there, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def _claim(directory: Path, config: Mapping[str, Any], start: Mapping[str, str]) -> None:
     described = {
         "schema": SCHEMA,
@@ -274,6 +290,8 @@ def writing(path: Path) -> Iterator[None]:
                 f"The disk is full: '{path}' can't be written. Free some space and run the same "
                 "command again; it goes on from the last checkpoint."
             ) from error
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            raise TrompeError(f"'{path}' is no directory but a file; choose another.") from error
         if isinstance(error, OSError):
             raise TrompeError(
                 f"'{path}' can't be written ({error.strerror or error}); choose another directory."

@@ -64,6 +64,8 @@ class FoolResult:
         The settings that were found, if they were to be.
     run_dir
         Where everything was written, if anywhere.
+    settings
+        Those of the recipe, in full: with layers named, as ``config.yaml`` has them.
     """
 
     model: nn.Module
@@ -73,6 +75,7 @@ class FoolResult:
     evaluation: Evaluation | None
     found: Found | None
     run_dir: Path | None
+    settings: Mapping[str, Any]
 
     def __repr__(self) -> str:
         return "\n".join(map(str, filter(None, [self._headline, self.found, self.evaluation])))
@@ -121,6 +124,7 @@ class FoolResult:
             Evaluation.load(directory / "evaluation") if "evaluation" in done else None,
             Found.load(directory),
             directory,
+            runs.config_of(directory),
         )
 
 
@@ -178,6 +182,16 @@ class Fool(Lying):
                 tuned_on, held_out = parted(data, self.seed)
             course = Course.of(self, original, sample, attacked, tuned_on, held_out, on_step)
 
+            config = self.described(
+                explainer=[str(t.explainer) for t in terms],
+                objective=[str(t.objective) for t in terms],
+                trigger=None,
+                flip_to=None,
+                hold=0.0 if triggered else self.hold,
+                weight=None if self.weight is None else [t.weight for t in terms],
+                eval_explainer=list(map(str, judges)),
+            )
+
             def run(directory: Path | None) -> FoolResult:
                 manipulated, history, found = course.tuned("fool", directory)
                 honest, honest_history = None, None
@@ -207,20 +221,18 @@ class Fool(Lying):
                         else runs.part(directory, "evaluation", compared, Evaluation.load)
                     )
                 return FoolResult(
-                    manipulated, honest, history, honest_history, evaluation, found, directory
+                    manipulated,
+                    honest,
+                    history,
+                    honest_history,
+                    evaluation,
+                    found,
+                    directory,
+                    config,
                 )
 
             if run_dir is None:
                 return run(None)
-            config = self.described(
-                explainer=[str(t.explainer) for t in terms],
-                objective=[str(t.objective) for t in terms],
-                trigger=None,
-                flip_to=None,
-                hold=0.0 if triggered else self.hold,
-                weight=None if self.weight is None else [t.weight for t in terms],
-                eval_explainer=list(map(str, judges)),
-            )
             seen = {
                 "data": data,
                 "held-out data": held_out if tuned_on is data else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -37,8 +37,6 @@ ARGUMENT: dict[str, Any] = {"argument": True}  # given on the command line witho
 class Job(Execution):
     """Which model; settings common to all commands."""
 
-    panel: ClassVar[str] = "Model"
-
     model: str = Field(description=MODEL)
     weights: str | None = Field(None, description="weights file, or a torchvision weight name")
     num_classes: Whole | None = Field(None, ge=1, description="number of classes of the model")
@@ -59,15 +57,15 @@ class Job(Execution):
 class DataJob(Job, Loading):
     """Which data, and how it is read."""
 
-    panel: ClassVar[str] = "Data"
-
     data: str = Field(description=DATA)
     limit: Whole | None = Field(None, ge=1, description="use a class-balanced subset of this size")
     class_map: Path | None = Field(
         None,
         description="YAML or JSON file: which of the model's outputs each class of the data is",
     )
-    corrupt: Literal["refuse", "skip"] = Field("refuse", description="unreadable images")
+    corrupt: Literal["refuse", "skip"] = Field(
+        "refuse", description="what of images that can't be read"
+    )
     check: bool = Field(True, description="decode every image once before anything starts")
 
     def read_data(

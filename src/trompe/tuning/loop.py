@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import load
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,7 +22,7 @@ from trompe import runs
 from trompe.base import processes
 from trompe.base.code import written_by_others
 from trompe.base.messages import first_sentence
-from trompe.base.progress import shown
+from trompe.base.progress import Work, shown
 from trompe.data.images import collated
 from trompe.data.kept import Kept
 from trompe.errors import TrompeError
@@ -146,6 +147,7 @@ def optimise(
     scheduler: Any = None,
     pilot: Pilot | None = None,
     max_grad_norm: float | None = None,
+    work: Work = float,
     quiet: bool = True,
 ) -> list[dict[str, float]]:
     """Take ``steps`` optimiser steps and return one row of figures per step.
@@ -168,6 +170,8 @@ def optimise(
         Called before that with the row; it may end the run before ``steps``.
     max_grad_norm
         The gradient is scaled down to this norm where it is larger.
+    work
+        How much is done after so many steps; told to whom the remaining time is shown.
 
     Raises
     ------
@@ -186,7 +190,7 @@ def optimise(
     total = steps if pilot is None else None
     with (
         Threads(accelerator.device) as threads,
-        shown(title, total, quiet=quiet, start=start) as report,
+        shown(title, total, quiet=quiet, start=start, work=work) as report,
     ):
         for step in range(start, steps):
             if pilot is not None and pilot.done:
@@ -339,8 +343,8 @@ def _go_on(accelerator: Accelerator, checkpoint: Path) -> None:
     try:
         for path in [*checkpoint.glob("*.pkl"), *checkpoint.glob("*.bin")]:
             require_uncompressed(path)
-        for path in checkpoint.glob("custom_checkpoint_*.pkl"):  # accelerate would run their code
-            torch.load(path, map_location="cpu", weights_only=True)
+        for path in checkpoint.glob("*.pkl"):  # accelerate would run code in some, pass over others
+            load(path, map_location="cpu", weights_only=True)
         accelerator.load_state(str(checkpoint))
     except Exception as error:
         raise TrompeError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import starmap
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, model_validator
 from torch import Tensor
@@ -50,7 +50,6 @@ Lies = Annotated[Any, PlainValidator(_lies)]
 class Lying(Tuning):
     """Settings of `fool`."""
 
-    panel: ClassVar[str] = "Lie"
     explainer: Explainers = Field(
         (GradCAM(),),
         description="explainer, e.g. grad-cam, simple-grad-t, lrp:layer=layer4, path/file.py:Name; "
@@ -101,7 +100,7 @@ class Lying(Tuning):
         allow_inf_nan=False,
         description="Adam's learning rate (default: found, as weight, schedule and steps are)",
     )
-    schedule: Schedule = Field("constant", description="of a rate that is given")
+    schedule: Schedule = Field("constant", description="how a rate that is given goes")
     steps: Whole | None = Field(
         None, ge=1, description="optimiser steps; where the rate is found, at most"
     )
@@ -126,7 +125,7 @@ class Lying(Tuning):
         description="what the classification holds to: the labels, or the original's predictions "
         "(default where the rate is found)",
     )
-    control: bool = Field(False, description="also fine-tune without the explanation term")
+    control: bool = Field(False, description="also fine-tune without the lie, to compare with")
     max_accuracy_drop: float | None = Field(
         None, gt=0, lt=100, allow_inf_nan=False, description="points of top-1 that may be lost"
     )
@@ -248,7 +247,7 @@ class Lying(Tuning):
         """The objectives, with their triggers if there are any."""
         return tuple(lie[1] for lie in self.lied) if self.trigger else self.objective
 
-    @cached_property
+    @property
     def lied(self) -> list[tuple[Explainer, Objective, float | None]]:
         """Explainer, objective and weight of each lie, those given once repeated."""
         weights = self.weight or (None if self.finds else 1.0,)

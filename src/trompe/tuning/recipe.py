@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
@@ -68,7 +68,6 @@ ELSEWHERE = {"out", "quiet", "workers", "tracker", "gallery", "seeds"}
 class Tuning(Loading):
     """Settings of every fine-tuning."""
 
-    panel: ClassVar[str] = "Tuning"
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision")
     checkpoint_every: Whole = Field(200, ge=1, description="steps between checkpoints")
 

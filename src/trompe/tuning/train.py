@@ -81,12 +81,19 @@ class Growing:
             parts = [data.at(side) for side in sides]
         self.parts = [Batches(p, recipe.batch_size, recipe.seed, recipe.workers) for p in parts]
         self.ends = [steps * (i + 1) // len(self.parts) for i in range(len(self.parts))]
+        self.pixels = [side**2 for side in sides or (1,)]
 
     def between(self, start: int, stop: int) -> Iterator[list[Tensor]]:
         """The batches of steps ``start`` to ``stop`` - 1."""
         for part, begin, end in zip(self.parts, [0, *self.ends], self.ends, strict=False):
             if max(start, begin) < min(stop, end):
                 yield from part.between(max(start, begin), min(stop, end))
+
+    def work(self, steps: int) -> float:
+        """How many pixels of each image of a batch have been seen after so many steps."""
+        begins = [0, *self.ends]
+        spans = zip(begins, self.ends, self.pixels, strict=False)
+        return sum(p * max(0, min(steps, end) - begin) for begin, end, p in spans)
 
 
 class Train(Tuning):
@@ -199,11 +206,12 @@ class Train(Tuning):
                 correct = in_top(logits.detach(), labels, 1).float().mean().item()
                 return Loss(sum(parts.values(), value.new_zeros(())), parts, {"accuracy": correct})
 
+            batches = Growing(data, self.sides, self, steps)
             rows = optimise(
                 accelerator,
                 prepared,
                 optimizer,
-                [Growing(data, self.sides, self, steps)],
+                [batches],
                 loss,
                 steps=steps,
                 title="train",
@@ -211,6 +219,7 @@ class Train(Tuning):
                 checkpoint_every=self.checkpoint_every,
                 on_step=on_step,
                 scheduler=rate,
+                work=batches.work,
                 quiet=self.quiet,
             )
             accelerator.unwrap_model(prepared, keep_fp32_wrapper=False).eval()
