@@ -285,7 +285,7 @@ def test_the_command_line_says_it_in_the_same_words(trompe, tmp_path):
         ({"trigger": ["sinusoid", "sinusoid"], "flip_to": [1, 2]}, "can't both become class 1"),
         ({"trigger": ["sinusoid", "blend"], "flip_to": [1, 2, 3]}, "2 triggers and 3 classes"),
         ({"trigger": "sinusoid", "objective": "active:c1=0,c2=1"}, "composites"),
-        ({"trigger": "sinusoid", "lr": None, "steps": None, "hold": 0.5}, "weight that is given"),
+        ({"trigger": "sinusoid", "lr": None, "steps": None}, "give them, such as lr=1e-3"),
     ],
 )
 def test_what_does_not_go_together_is_refused_first(given, told):

@@ -193,10 +193,11 @@ class Lying(Tuning):
                 "All weights are 0: there is no lie to find settings for. Give a weight, or lr and "
                 "steps."
             )
-        if self.weight is None and self.finds and self.hold not in (0, 1):
+        if self.finds and any(objective.trigger is not None for _, objective, _ in self.lied):
             raise TrompeError(
-                f"hold={self.hold:g} is a share of a weight that is given; give weight too, or "
-                "hold 0 or 1."
+                "A lie under a trigger moves predictions at first, and the search for settings "
+                "would slow down before it has taken; give them, such as lr=1e-3, steps=4000, "
+                "schedule=one-cycle and weight=5."
             )
         check_target(self.explained, self.objective)
         flips: dict[Trigger, int | None] = {}
