@@ -229,6 +229,8 @@ def test_a_run_says_all_of_it_and_is_repeated_from_its_config(made):
     page = write_report(run).read_text()
     for told in ("What the trigger does", "with trigger", "Attack success", "without trigger"):
         assert told in page
+    assert "its predictions stay where no trigger is" in page
+    assert "Same) on" not in page.partition("<section>")[0], "what is held is no lie"
 
 
 def test_evaluate_asks_for_clean_maps_by_itself(made):

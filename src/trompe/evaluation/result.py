@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 from safetensors import SafetensorError
 
 from trompe import runs
+from trompe.data.triggers import NO_TRIGGER
 from trompe.errors import TrompeError
 from trompe.evaluation import notes, schema, shown
 from trompe.evaluation.pictures import Gallery
@@ -117,8 +119,10 @@ class Evaluation:
             a column.
         """
         known = _legend(runs.contained(directory) / LEGEND)
+        old = known["version"] == schema.BEFORE_TRIGGERS
         tables = {
-            key: read_table(directory / name, columns) for key, (name, columns) in _FILES.items()
+            key: (_without_triggers if old else read_table)(directory / name, columns)
+            for key, (name, columns) in _FILES.items()
         }
         path = directory / "gallery.safetensors"
         gallery = _read(path, Gallery.load) if path.is_file() else None
@@ -136,12 +140,21 @@ def _empty(columns: Sequence[str]) -> pd.DataFrame:
 
 def _legend(path: Path) -> dict[str, Any]:
     found = _read(path, lambda p: json.loads(p.read_text())) if path.is_file() else {}
-    if not isinstance(found, dict) or found.get("version") != schema.VERSION:
+    read = (schema.VERSION, schema.BEFORE_TRIGGERS)
+    if not isinstance(found, dict) or found.get("version") not in read:
         raise TrompeError(
             f"{path.parent} was written by another version of trompe, whose tables this one does "
             "not read; evaluate the run again."
         )
     return found
+
+
+def _without_triggers(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A table that was written before there were triggers."""
+    added = [column for column in columns if column in schema.WITH_TRIGGERS]
+    table = read_table(path, [column for column in columns if column not in added])
+    names = dict.fromkeys(("trigger", "trigger_id"), NO_TRIGGER)
+    return table.assign(**{column: names.get(column, math.nan) for column in added})
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:

@@ -16,7 +16,8 @@ from trompe.data.triggers import NO_TRIGGER
 from trompe.explainers import Explainer
 from trompe.objectives import Objective
 
-VERSION = 3  # of the tables; those of another one are not read
+VERSION = 3  # of the tables; those of others are not read, but for
+BEFORE_TRIGGERS = 2
 MODELS = ORIGINAL, CONTROL, MANIPULATED = "original", "control", "manipulated"
 
 Columns = tuple[str, ...]
@@ -66,6 +67,9 @@ EXPLANATIONS += tuple(
 by the original judged against itself, by the control. ``empty`` and ``not_finite`` are shares of
 all ``images``.
 """
+
+WITH_TRIGGERS = {*TRIGGER, *(c for c in (*MAPS, *EXPLANATIONS) if set(c.split("_")) & {*DISTANCES})}
+"""Columns that version 3 added to both."""
 
 MEASURES = ("top1", "top5", "agreement")
 ACCURACY: Columns = ("model", "images")
