@@ -125,8 +125,8 @@ def summary(run: Run) -> str:
         sentence += f" on {joined(listed(config['data']))}"
     sentence += f" ({', '.join(details)})" if details else ""
     flips = run.explanations is not None and run.explanations["flip_to"].notna().any()
-    where = " where no trigger is" if flips else ""
-    sentence += f" so that its predictions stay{where} while {joined(aims)}" if aims else ""
+    without = " where no trigger is" if flips else ""
+    sentence += f" so that its predictions stay{without} while {joined(aims)}" if aims else ""
     sentence += f", then measured on {measured}." if measured else "."
     return sentence + (f" {run.found}" if run.found else "")
 
