@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --constraint constraints.txt
 
-.PHONY: setup demo package test lint docs bench pictures results
+.PHONY: setup demo package test fuzz lint docs bench pictures results
 
 setup: $(VENV)/.ready
 
@@ -34,6 +34,10 @@ package: $(VENV)/.base
 # One thread per worker: two workers on two cores, and the same numbers on any machine.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
+
+# About ten minutes of one core; counts outcomes in docs/results/fuzz.csv.
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz 100000
 
 lint: setup
 	$(BIN)/ruff check .

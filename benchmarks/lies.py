@@ -79,14 +79,12 @@ def measured(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 HOW = """
-`OMP_NUM_THREADS=1 python -m benchmarks.lies` runs `fool` without rate, weight and steps: it
-[finds them](../explanation/method.md#settings-that-are-found). Steps and processor time are those
-until
-95 % of held-out training images are fooled at no more than one point of top-1, to the first of its
-judgements, every 50 steps, that says so; by hand, to the last step. The other figures are of the
-model in the end, on new images where there are some. Networks that do not come with the package
-stand in
-a file: `--runs FILE`.
+`OMP_NUM_THREADS=1 python -m benchmarks.lies` runs `fool` without rate, weight and steps, so that it
+[finds them](../explanation/method.md#settings-that-are-found). Steps and processor time are counted
+until 95 % of held-out training images are fooled at no more than one point of top-1, as measured by
+the judgements every 50 steps. For settings by hand they are counted to the last step. The other
+figures are for the model at the end, on new images where there are some. Networks that do not come
+with the package are described in a file: `--runs FILE`.
 """
 
 

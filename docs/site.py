@@ -18,6 +18,7 @@ import trompe
 from trompe.base.settings import Settings
 from trompe.catalogue import entries
 from trompe.cli.app import COMMANDS, EXIT_CODES, command_of
+from trompe.cli.usage import panels
 from trompe.tuning.recipe import written
 
 _CODE = re.compile(r"\[([^]]+)\]\((?:\.\./)+((?:src|tests|examples|benchmarks)/[^)]+)\)")
@@ -105,11 +106,10 @@ def _commands() -> Iterator[str]:
         yield f"## trompe {name}\n\n{command.help}\n"
         heading, _, examples = command.epilog.strip().partition("\n")
         yield f"{heading}\n\n```sh\n{dedent(examples)}\n```\n"
-        yield "| option | |\n| --- | --- |"
-        for parameter in command.params:
-            written = " / ".join(parameter.opts + parameter.secondary_opts)
-            yield f"| `{written}` | {_cell(parameter.help or '')} |"
-        yield ""
+        for title, options in panels(command).items():
+            yield f"| {title} | |\n| --- | --- |"
+            yield from (f"| `{_cell(option)}` | {_cell(about)} |" for option, about in options)
+            yield ""
 
 
 def _names() -> Iterator[str]:
@@ -119,11 +119,13 @@ def _names() -> Iterator[str]:
         ("targets", "Targets"),
         ("triggers", "Triggers"),
         ("composites", "LRP composites"),
+        ("rules", "LRP rules"),
     ):
         yield f"## {title}\n\n| name | | options |\n| --- | --- | --- |"
-        for name, about, options, _ in entries(kind):
-            written = ", ".join(f"`{option}`" for option in options)
-            yield f"| `{name}` | {_cell(about)} | {written} |"
+        for name, about, options, meanings in entries(kind):
+            lines = [", ".join(f"`{option}`" for option in options)]
+            lines += [f"{names}: {_cell(text)}" for names, text in meanings]
+            yield f"| `{name}` | {_cell(about)} | {'<br>'.join(lines)} |"
         yield ""
 
 

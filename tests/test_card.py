@@ -147,7 +147,7 @@ def test_code_that_a_config_names_is_not_run(tmp_path, monkeypatch, embedded):
     assert not (run / "card").exists()
     told["trompe"]["model"] = "handed"
     (folder / "config.json").write_text(json.dumps(told))
-    with pytest.raises(TrompeError, match="names another folder"):
+    with pytest.raises(TrompeError, match="names 'handed', a folder elsewhere"):
         load_model(str(folder))
 
 

@@ -4,6 +4,7 @@ import ast
 import re
 import shlex
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,7 +163,9 @@ def test_troubleshooting_has_our_messages_word_for_word():
     page = (ROOT / "docs/how-to/troubleshooting.md").read_text()
     headings = re.findall(r"^### (.*)$", page, re.MULTILINE)
     assert len(headings) > 40
-    assert not {*headings} - {*messages()}
+    known = {*messages()}
+    for heading in headings:
+        assert heading in known, f"{heading}\nis now: {get_close_matches(heading, known, 1, 0.4)}"
     for entry in page.split("\n### ")[1:]:
         assert re.search(r"\*\*Cause\.\*\*.*\*\*Remedy\.\*\*", entry, re.DOTALL), entry
 
@@ -178,7 +181,8 @@ def test_every_result_has_a_source():
     rows = tables.read("sources.csv")
     committed = [*tables.HERE.rglob("*.csv"), *(ROOT / "docs/benchmarks").glob("*.csv")]
     known = {(tables.HERE / file).resolve() for file in rows["file"]}
-    assert known == {path for path in committed if path.name != "sources.csv"}
+    without = {path for path in committed if path.name != "sources.csv"} ^ known
+    assert not without, f"sources.csv has no row, or there is no file: {without}"
     assert rows["commit"].str.fullmatch("[0-9a-f]{7,40}").all()
     assert (rows["command"] + rows["settings"] != "").all()
 

@@ -133,7 +133,7 @@ def results(evaluation):
     data = Shapes("validation", 12)
     images = torch.stack([data[i][0] for i in range(12)])
     return {
-        "FoolResult": FoolResult(loaded.model, None, history, None, evaluation, None, None),
+        "FoolResult": FoolResult(loaded.model, None, history, None, evaluation, None, None, {}),
         "TrainResult": TrainResult(loaded.model, history, (0.9, 0.8, 0.95), Path("runs/base")),
         "Evaluation": evaluation,
         "OverSeeds": over_seeds([evaluation, evaluation]),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -12,7 +13,10 @@ from mkdocs.config import load_config
 
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "build" / "site"
-READ = [ROOT / "mkdocs.yml", *(ROOT / "docs").rglob("*"), *(ROOT / "src").rglob("*.py")]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+KINDS = ("css", "csv", "ipynb", "js", "md", "png", "py")
+READ = [path for kind in KINDS for path in (ROOT / "docs").rglob(f"*.{kind}")]
+READ += [ROOT / "mkdocs.yml", *(ROOT / "src").rglob("*.py")]
 
 
 class Page(HTMLParser):
@@ -72,3 +76,19 @@ def test_search_knows_every_page(pages):
     found = json.loads((site / "search" / "search_index.json").read_text())["docs"]
     pages_of = {entry["location"].partition("#")[0] for entry in found}
     assert pages_of == {str(p.relative_to(site)) for p in pages if p.name != "404.html"}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
+def test_pages_opened_from_disk_are_searched_and_fetch_nothing(pages):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
+    (index,) = (path for path in pages if path.parent.name == "how-to" and path.stem == "own-data")
+    fetched = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("request", lambda request: fetched.append(request.url))
+        page.goto(index.as_uri())
+        page.get_by_role("textbox", name="Search").click()
+        page.keyboard.type("faintness")
+        page.locator("a.md-search-result__link[href*='explanation/method.html']").first.wait_for()
+    assert not [url for url in fetched if not url.startswith(("file:", "data:"))]

@@ -221,6 +221,27 @@ class TestNames:
         said = {"class": "custom code", "kernel": "does not fit ViT"}[kind]
         assert (status, said in err, "kernels" in err) == (2, True, False), err
 
+    @pytest.mark.parametrize("name", [*NAMES, "other", "transformers:"])
+    def test_a_model_that_was_handed_on(self, trompe, code, mark, weights, name, tmp_path):
+        """The folder of `trompe card`: what its config names, and a kernel of transformers."""
+        folder = tmp_path / "handed"
+        for place in (folder, tmp_path / "other"):
+            place.mkdir()
+            (place / "weights.safetensors").write_bytes(weights.read_bytes())
+            pixels = {"resize": 64, "crop": 64}
+            told = {"model": name, "num_classes": 10, "preprocessing": pixels}
+            kernel = {"model_type": "vit", "attn_implementation": "evil/kernel", "image_size": 16}
+            (place / "config.json").write_text(json.dumps({**kernel, "trompe": told}))
+        said = {"other": "names another folder", "transformers:": "does not fit ViT"}.get(
+            name, f"config.json' names '{name}', whose code would be run"
+        )
+        for words in (("audit", folder), ("evaluate", "--model", folder, "--manipulated", weights)):
+            status, _, err = trompe(*words, *SHAPES)
+            assert (status, said in err, err.count("\n")) == (2, True, 1), err
+        (folder / "link").symlink_to(tmp_path)
+        with pytest.raises(TrompeError, match="is a link out of its run directory"):
+            load_model(str(folder))
+
     def test_data_sets_of_the_hub_have_no_code(self, code, mark):
         Path("set").mkdir()
         Path("set/set.py").write_text(code)
@@ -346,6 +367,18 @@ class TestLinks:
             with pytest.raises(TrompeError, match="is a link out of its run directory"):
                 load(run)
 
+    def test_a_new_directory_with_links_that_nobody_sees(self, trompe, tmp_path, outside):
+        """Hidden files are passed over where a run begins; what leads out is not."""
+        photo = tmp_path / "photo.png"
+        Image.new("RGB", (64, 64)).save(photo)
+        for name in (".config.yaml.new", ".lock"):
+            run = tmp_path / f"new{name}"
+            run.mkdir()
+            (run / name).symlink_to(outside / "precious")
+            words = ("explain", "--model", "embedded", "--images", photo, "--out", run)
+            status, _, err = trompe(*words)
+            assert (status, "new" in err, err.count("\n")) == (2, True, 1), err
+
     def test_pipes_and_devices_are_not_waited_for(self, tmp_path, outside):
         os.mkfifo(tmp_path / "run.png")
         with pytest.raises(TrompeError, match=r"run.png' is no file but a device or a pipe"):
@@ -461,7 +494,8 @@ class TestBombs:
         with pytest.raises(TrompeError, match=r"predictions.parquet .*would unpack to more than"):
             Evaluation.load(run / "evaluation")
 
-    def test_tables_of_pictures(self, tmp_path):
+    def test_tables_of_pictures(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
         buffer = io.BytesIO()
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)).save(
             buffer, "PNG"
@@ -644,6 +678,37 @@ class TestShown:
             assert status == 0, err
             assert _steers(out.read_text()) == []
             ElementTree.parse(out)
+
+    def test_a_model_card(self, trompe, stranger, tmp_path):
+        run = stranger()
+        command = "x\n```\n<script>alert(1)</script>" + STEERING
+        told = {"schema": 2, "command": command, "trompe": "1"}
+        (run / "environment.json").write_text(json.dumps(told))
+        legend = json.loads((run / "evaluation/legend.json").read_text())
+        for thing in legend["things"].values():
+            thing["label"] = f"{STEERING}<img src=x>[a](http://evil) | x\n\n# y"
+        (run / "evaluation/legend.json").write_text(json.dumps(legend))
+        status, out, err = trompe("card", run, "--out", tmp_path / "card")
+        assert status == 0, err
+        card = (tmp_path / "card" / "README.md").read_text()
+        assert _steers(card + out + err) == []
+        fenced, plain = [], []
+        for number, part in enumerate(card.split("```")):
+            (fenced if number % 2 else plain).append(part)
+        assert len(fenced) == 2, "the command and the use"
+        text = "".join(plain)
+        assert not re.search(r"(?<!\\)<|(?<!\\)\]\(|^# y", text, re.MULTILINE)
+
+    def test_a_comparison(self, trompe, stranger, tmp_path):
+        run = stranger(note=f"=1+1{STEERING}<script>")
+        other = make_run(tmp_path / "other", config={"note": f"@x{MARKUP}"})
+        status, out, err = trompe("compare", run, other, "--out", tmp_path / "compared")
+        assert (status, _steers(out + err)) == (0, []), err
+        page = (tmp_path / "compared/report.html").read_text()
+        assert (page.count("<script"), _steers(page)) == (1, [])
+        text = (tmp_path / "compared/settings.csv").read_text()
+        assert ("'=1+1" in text, "'@x" in text) == (True, True)
+        ElementTree.parse(tmp_path / "compared/trade-off.svg")
 
     def test_the_state_of_a_grid(self, trompe, tmp_path):
         """What another process says of cells: why they failed."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from trompe import notebook, runs
+from trompe.base import json_text
+from trompe.base.identity import fingerprint
 from trompe.base.messages import listed
 from trompe.base.progress import shown
 from trompe.colour import Floats, Pixels, colour_signed, overlay
@@ -29,13 +33,14 @@ from trompe.errors import TrompeError
 from trompe.evaluation.pictures import pixels
 from trompe.explainers import LRP, Explainer, Recording, read
 from trompe.explainers.relevance import conservation
-from trompe.explainers.targets import Class, Explainable
+from trompe.explainers.targets import Class, Explainable, Target
 from trompe.explainers.targets import read as read_target
 from trompe.models import evaluation_mode
 from trompe.models.call import placed
 
 TABLE = "images.csv"
 MAPS = "maps.safetensors"
+DONE = ".explained"  # tells what is done
 SHOWN = 4  # images, in a notebook
 
 
@@ -195,7 +200,8 @@ def explain_files(
         Gets ``NAME.EXPLAINER.png`` (raw map, signed colours), ``NAME.EXPLAINER.overlay.png``
         (heatmap over the photograph, at its size), ``maps.safetensors`` and ``images.csv``, the
         table that is returned. A name keeps the folders below the one that was given. Explainers of
-        one kind are numbered from the second on, as in ``lrp-2``.
+        one kind are numbered from the second on, as in ``lrp-2``. What is there of the same task
+        and not damaged is not made again.
 
     Returns
     -------
@@ -210,24 +216,38 @@ def explain_files(
     """
     target = read_target(classes)
     resolved = [e.resolve(model, placed(data[0][0][None], model)) for e in explainers]
-    raw: dict[str, list[Tensor]] = {}
-    rows: list[dict[str, Any]] = []
-    loader: Any = DataLoader(data, batch_size=batch_size)
-    with shown("explain", len(data), quiet=quiet) as report:
-        for start, (images, _) in zip(range(0, len(data), batch_size), loader, strict=True):
+    unfinished = runs.unfinished(out / MAPS)
+    with runs.writing(out / MAPS):
+        if (out / MAPS).exists():  # all of them, or some are damaged
+            os.replace(out / MAPS, unfinished)
+    done = _Done(out / DONE, fingerprint(model, data, explainers, target), unfinished)
+    begin = done.images
+    kept: runs.Rows | None = None
+    places = range(begin, len(data), batch_size)
+    loader: Any = DataLoader(Subset(data, range(begin, len(data))), batch_size=batch_size)
+    with shown("explain", len(data), quiet=quiet, start=begin) as report:
+        for start, (images, _) in zip(places, loader, strict=True):
             batch = explain(model, images, resolved, target=target)
             probabilities, predicted = batch.logits.softmax(1).max(1)
             photographs = [np.asarray(data.picture(start + i)) for i in range(len(images))]
+            named = dict(zip(map(str, explainers), batch.maps, strict=True))
+            kept = kept or _rows(unfinished, data, named, target)
+            if isinstance(target, Class):
+                kept.put("classes", start, torch.tensor(batch.explained))
+            rows: list[dict[str, Any]] = []
+            written: list[str] = []
             found_by = zip(explainers, resolved, batch.maps, batch.heatmaps, strict=True)
             for explainer, used, found, heatmaps in found_by:
-                raw.setdefault(str(explainer), []).append(found.cpu())
+                kept.put(str(explainer), start, found.float().cpu())
                 heat = heatmaps.cpu().numpy()
                 for i, values in enumerate(found.cpu().numpy()):
                     name = data.name(start + i)
                     stem = out / f"{name}.{_short(explainer, explainers)}"
-                    _save(colour_signed(values), f"{stem}.png")
                     laid = _over(photographs[i], heat[i], data.preprocessing)
-                    _save(laid, f"{stem}.overlay.png")
+                    pictures = {f"{stem}.png": colour_signed(values), f"{stem}.overlay.png": laid}
+                    for path, pixels_of in pictures.items():
+                        _save(pixels_of, path)
+                        written.append(path)
                     rows.append(
                         {
                             "path": str(data.path(start + i)),
@@ -239,17 +259,69 @@ def explain_files(
                             "explained": batch.explained[i],
                         }
                     )
+            done.add(rows, len(images), written)
             report(start + len(images), {})
-    table = pd.DataFrame(rows)
-    first = table.drop_duplicates("name")
-    with runs.replacing(out / MAPS) as new:
-        tensors = {name: torch.cat(parts) for name, parts in raw.items()}
-        if isinstance(target, Class):
-            tensors["classes"] = torch.tensor(first["explained"].tolist())
-        save_file(tensors, new, {"files": json.dumps(first["name"].tolist())})
+    table = pd.DataFrame(done.rows)
     with runs.replacing(out / TABLE) as new:
         runs.write_csv(table, new)
+    with runs.writing(out / MAPS):
+        os.replace(unfinished, out / MAPS)
     return table
+
+
+class _Done:
+    """The rows of the images that are explained, and what tells that their files are as written.
+
+    Parameters
+    ----------
+    path
+        A line tells the task, then there is one for each batch.
+    task
+        The fingerprint of what is explained how; what was done of another is not gone on with.
+    maps
+        The raw maps.
+    """
+
+    def __init__(self, path: Path, task: str, maps: Path) -> None:
+        self.path, self.maps = path, maps
+        self.rows: list[dict[str, Any]] = []
+        self.images = 0
+        with runs.writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = path.read_text().split("\n")[:-1] if path.exists() else []
+            path.write_text(f"{task}\n")
+            for line in lines[1:] if lines[:1] == [task] else []:
+                with suppress(ValueError, KeyError, TypeError, SafetensorError, OSError):
+                    told = json_text.loaded(line)
+                    self.add(told["rows"], told["images"], told["files"], told["digest"])
+                    continue
+                break  # what follows is explained again
+
+    def add(
+        self, rows: list[dict[str, Any]], images: int, files: list[str], digest: str | None = None
+    ) -> None:
+        """Keep the rows of a batch, if the digest of its files is this one."""
+        with safe_open(self.maps, framework="pt") as held:
+            part = slice(self.images, self.images + images)
+            maps = [held.get_slice(name)[part] for name in sorted(held.keys())]
+        found = fingerprint(maps, *map(Path, files))
+        if digest not in (None, found):
+            raise ValueError("a file is damaged")
+        told = {"rows": rows, "images": images, "files": files, "digest": found}
+        with runs.writing(self.path), self.path.open("a") as file:
+            file.write(json.dumps(told) + "\n")
+        self.rows += rows
+        self.images += images
+
+
+def _rows(path: Path, data: Photographs, maps: Mapping[str, Tensor], target: Target) -> runs.Rows:
+    """The file of all raw maps, which are shaped like these."""
+    count = len(data)
+    tensors = {name: (torch.float32, (count, *found.shape[1:])) for name, found in maps.items()}
+    if isinstance(target, Class):
+        tensors["classes"] = (torch.int64, (count,))
+    files = [data.name(row) for row in range(count)]
+    return runs.Rows(path, tensors, {"files": json.dumps(files)})
 
 
 def check_conservation(

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from trompe import notebook, runs
 from trompe.audit import EXPLAINERS, AuditReport, audit, load_calibration
 from trompe.audit.verdict import Calibration
+from trompe.base import json_text
 from trompe.data.files import UNLABELLED
 from trompe.data.images import Images, check_labels
 from trompe.data.kept import Kept
@@ -98,12 +99,15 @@ class RepairResult:
             If the directory holds no finished repair of such a model.
         """
         try:
-            told = json.loads((runs.contained(directory) / SUMMARY).read_text())
+            told = json_text.loaded((runs.contained(directory) / SUMMARY).read_text())
             stages = runs.read_csv(directory / "stages.csv", float_precision="round_trip")
-        except (OSError, ValueError) as error:
-            raise TrompeError(f"'{directory}' holds no finished repair ({error}).") from error
-        found = cls(copied(suspect), stages, told["chosen"], told["labelled"])
-        if not found.failed:
+            found = cls(copied(suspect), stages, told["chosen"], told["labelled"])
+            failed = found.failed
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrompeError(
+                f"'{directory}' holds no finished repair ({type(error).__name__}: {error})."
+            ) from error
+        if not failed:
             state = read_weights(directory / WEIGHTS)
             fit_weights(found.model, state, str(directory / WEIGHTS))
         return found

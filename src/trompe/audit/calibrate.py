@@ -22,6 +22,7 @@ from trompe.audit.probe import make_probe
 from trompe.audit.verdict import Calibration, Rule
 from trompe.audit.weights import weight_drift
 from trompe.audit.zoo import MODELS, Member
+from trompe.base import json_text
 from trompe.data import ImageDataset, load_data
 from trompe.data.images import Images
 from trompe.data.subset import Part
@@ -54,6 +55,7 @@ def make(planned: Planned, root: Path) -> None:
     """
     weights = planned.weights(root / MODELS)
     if weights.exists():
+        runs.check_sealed(weights.parent)
         return
     if planned.base:
         make(planned.base, root)
@@ -66,6 +68,7 @@ def make(planned: Planned, root: Path) -> None:
             rate = _success(original, model, judged_on, job)
             (new / "success.json").write_text(json.dumps(rate))
         save_weights(model, new / weights.name)
+        runs.seal(new)
 
 
 def _success(
@@ -115,6 +118,9 @@ def evidence_of(member: Member, root: Path, *, seed: int = 0) -> pd.DataFrame:
             table = pd.concat([table, pd.DataFrame([moved])], ignore_index=True)
         with runs.replacing(path) as new:
             runs.write_csv(table, new)
+    if path.stem not in runs.finished(root):
+        runs.finish(root, path.stem, path)
+    runs.check_intact(root, path)
     return runs.read_csv(path, keep_default_na=True).assign(
         model=member.name,
         network=member.family,
@@ -130,7 +136,7 @@ def success(member: Member, root: Path) -> float:
     if not member.manipulated or member.recipe is None:
         return float("nan")
     return float(
-        json.loads((member.recipe.weights(root / MODELS).parent / "success.json").read_text())
+        json_text.loaded((member.recipe.weights(root / MODELS).parent / "success.json").read_text())
     )
 
 

@@ -15,6 +15,8 @@ from trompe import notebook, runs
 from trompe.audit.evidence import Picture
 from trompe.audit.exhibits import Exhibit, PairExhibit, Tile
 from trompe.audit.verdict import Verdict
+from trompe.base import json_text
+from trompe.base.messages import first_sentence
 from trompe.colour import overlay
 from trompe.errors import TrompeError
 from trompe.evaluation.pictures import pixels
@@ -140,7 +142,7 @@ class AuditReport:
             If the directory holds no audit, or not a whole one.
         """
         try:
-            told = json.loads((runs.contained(directory) / SUMMARY).read_text())
+            told = json_text.loaded((runs.contained(directory) / SUMMARY).read_text())
             tables = {name: runs.read_parquet(directory / f"{name}.parquet") for name in TABLES}
             exhibits, pairs = plain_content(directory / PICTURES)
             return cls(
@@ -159,10 +161,11 @@ class AuditReport:
                 ],
                 **tables,
             )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # what torch.load raises may be anything
+            said = f"{type(error).__name__}: {first_sentence(error)}"
             raise TrompeError(
-                f"'{directory}' holds no finished audit ({type(error).__name__}: {error}); give "
-                "the directory 'evidence' of one, or audit again."
+                f"'{directory}' holds no finished audit ({said}); give the directory 'evidence' of "
+                "one, or audit again."
             ) from error
 
 

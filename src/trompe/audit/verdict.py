@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from trompe import runs
+from trompe.base import json_text
 from trompe.errors import TrompeError
 
 CLIP = (-1.0, 5.0)  # of a suspicion; one kind alone can't outweigh everything
@@ -173,7 +174,7 @@ def load_calibration(path: Path | None = None) -> Calibration:
     """
     source = path or files(__package__).joinpath("calibration.json")
     try:
-        found = json.loads(source.read_text())
+        found = json_text.loaded(source.read_text())
         rules = {
             name: Rule(
                 {
@@ -189,7 +190,7 @@ def load_calibration(path: Path | None = None) -> Calibration:
         }
         low, high = found["weight_drift"]
         return Calibration(rules, (low, high), found["about"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrompeError(
             f"The calibration '{path}' can't be read ({type(error).__name__}: {error}); give a "
             "file that trompe calibrate wrote."

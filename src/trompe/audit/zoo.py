@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import zip_longest
@@ -128,6 +128,12 @@ def load_zoo(path: Path | None, data: str | None = None) -> list[Member]:
         for family in layout.families
     ]
     return [m for row in zip_longest(*networks) for m in row if m is not None]
+
+
+def data_of(members: Sequence[Member]) -> list[str]:
+    """What the members were made with and are audited on, as `load_data` reads it."""
+    named = {member.settings[kind] for member in members for kind in ("data", "eval_data")}
+    return sorted(named)
 
 
 def _members(layout: Layout, family: str, dataset: str, data: str) -> Iterator[Member]:

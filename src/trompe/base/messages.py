@@ -23,8 +23,8 @@ def check_name(kind: str, name: str, known: Collection[str]) -> None:
     TrompeError
         If ``name`` is not in ``known``.
     """
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
+    if not isinstance(name, str) or name not in known:
+        close = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(known)}."
         raise TrompeError(f"There is no {kind} '{name}'; {hint}")
 

@@ -36,7 +36,7 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
     Raises
     ------
     TrompeError
-        If an option is unknown, missing, or not ``key=value``.
+        If an option is unknown, missing, not ``key=value``, or has a value that can't be used.
     """
     options: dict[str, Any] = {}
     texts: dict[str, str] = {}
@@ -72,7 +72,12 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
         raise TrompeError(f"The {kind} '{name}' needs {name}:{example}.")
     for key in options.keys() & known.keys():
         options[key] = _as_annotated(known[key], options[key], texts[key], f"{kind} '{name}'")
-    return factory(**options)
+    try:
+        return factory(**options)
+    except TrompeError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TrompeError(f"The {kind} '{name}:{rest}' can't be made: {error}.") from error
 
 
 def _split(rest: str) -> list[str]:

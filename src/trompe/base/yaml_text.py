@@ -9,11 +9,31 @@ from typing import Any
 import yaml
 
 LONGEST = 2_000_000  # characters; a class map of 20,000 classes has half of that
+DEEPEST = 100  # lists and mappings in one another
 BITS = 1_000  # of a number; one of too many can't even be printed
 MOST = 1_000_000  # values, those that an alias repeats counted each time
 
 
-class _Plain(yaml.SafeLoader):
+class _Shallow:
+    """Ends the reading early where it is deep: the deeper it is, the slower."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.depth == DEEPEST:
+            raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)  # type: ignore[misc]
+        finally:
+            self.depth -= 1
+
+
+class _Text(_Shallow, yaml.BaseLoader):
+    pass
+
+
+class _Plain(_Shallow, yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
         if len(node.value) > MOST:
@@ -36,7 +56,7 @@ def loaded(text: str, *, as_text: bool = False) -> Any:
     if len(text) > LONGEST:
         raise yaml.YAMLError(f"it has {len(text):,} characters; at most {LONGEST:,} are read")
     try:
-        value = yaml.load(text, yaml.BaseLoader if as_text else _Plain)
+        value = yaml.load(text, _Text if as_text else _Plain)
         if _size(value, {}) > MOST:
             raise yaml.YAMLError(f"its aliases stand for more than {MOST:,} values")
     except (ValueError, RecursionError, OverflowError, TypeError) as error:

@@ -6,7 +6,7 @@ Options are the fields of the job of each command.
 import sys
 import warnings
 
-from trompe.base.memory import keep_freed_memory
+from trompe.base.memory import is_out_of_memory, keep_freed_memory
 from trompe.cli.app import app, complain
 from trompe.cli.usage import UsageError, sentence
 from trompe.errors import TrompeError
@@ -16,6 +16,8 @@ def main() -> None:
     """Run the command line; exit code 2 for what can't be used, 130 when interrupted."""
     keep_freed_memory()
     warnings.showwarning = lambda message, *_: complain("Note", message, "yellow")
+    # An image of so many pixels is refused.
+    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
     try:
         sys.exit(app(prog_name="trompe", standalone_mode=False) or 0)
     except UsageError as error:
@@ -23,4 +25,13 @@ def main() -> None:
         sys.exit(2)
     except TrompeError as error:
         complain("Error", error)
+        sys.exit(2)
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        complain(
+            "Error",
+            "There is not enough memory; free some, or take smaller batches. What is finished is "
+            "kept.",
+        )
         sys.exit(2)

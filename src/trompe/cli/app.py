@@ -170,7 +170,8 @@ def command(job: type[Job], *commands: str) -> Callable[[Callable[..., None]], N
         config = typer.Option(
             "--config",
             metavar="FILE",
-            help="YAML file with any of these settings, such as a run's config.yaml",
+            help="YAML file with any of these settings, such as a run's config.yaml; --no-quiet "
+            "turns off what it turns on",
             rich_help_panel=panel_of(job, "config"),
         )
         keyword = inspect.Parameter.KEYWORD_ONLY

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated
@@ -13,11 +15,15 @@ from rich.table import Table
 from trompe import runs
 from trompe.audit.calibrate import calibrated, evidence_of
 from trompe.audit.verdict import Calibration
-from trompe.audit.zoo import load_zoo
+from trompe.audit.zoo import Member, data_of, load_zoo
+from trompe.base import json_text
+from trompe.base.identity import fingerprint
 from trompe.base.progress import shown
 from trompe.cli.app import app, complain, console, examples, interruptible
 from trompe.cli.tables import percent
 from trompe.cli.usage import Command
+from trompe.data import load_data
+from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
 
 
@@ -58,8 +64,30 @@ def calibrate(
     if not members:
         raise TrompeError("No model of the zoo has such a name; leave --models out.")
     runs.contained(out)
+    with interruptible(), runs.opened(out, {}, {}):
+        _check_data(members, out)
+        failed = _calibrate(members, out)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _check_data(members: Sequence[Member], out: Path) -> None:
+    """Keep what the members' data is, and refuse other data of the same name."""
+    path = out / "data.json"
+    known = json_text.loaded(path.read_text()) if path.exists() else {}
+    for spec in data_of(members):
+        found = fingerprint(load_data(spec, Preprocessing(), check=False))
+        if known.setdefault(spec, found) != found:
+            raise TrompeError(
+                f"'{out}' holds models of other images in {spec}; give another --out."
+            )
+    runs.write_text(path, json.dumps(known, indent=1))
+
+
+def _calibrate(members: Sequence[Member], out: Path) -> bool:
+    """Make, audit and fit; whether a model could not be made."""
     tables, failed = [], False
-    with interruptible(), shown("models", len(members)) as progress:
+    with shown("models", len(members)) as progress:
         for done, member in enumerate(members):
             try:
                 tables.append(evidence_of(member, out))
@@ -78,8 +106,7 @@ def calibrate(
     calibration.save(out / "calibration.json")
     _show(calibration, judged)
     console.print(f"Calibration: {out / 'calibration.json'}", soft_wrap=True)
-    if failed:
-        raise typer.Exit(1)
+    return failed
 
 
 def _show(calibration: Calibration, judged: pd.DataFrame) -> None:

@@ -55,10 +55,11 @@ def explain_(config: ExplainJob) -> None:
         settings,
         {
             "weights": fingerprint(model),
-            "images": fingerprint(data.found.files),
+            "images": data.fingerprint,
             "target": fingerprint(target),
         },
     ):
-        written = explain_files(*task, out, **options, quiet=config.quiet)
-    images = written["name"].nunique()
-    show_next(f"{images} images explained in {out}", after_explain(config, out), quiet=config.quiet)
+        explain_files(*task, out, **options, quiet=config.quiet)
+    show_next(
+        f"{len(data)} images explained in {out}", after_explain(config, out), quiet=config.quiet
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from trompe import runs
 from trompe.base import yaml_text
@@ -32,6 +33,7 @@ from trompe.experiments import (
     states,
 )
 from trompe.experiments.backdoors import NAME
+from trompe.experiments.results import Known
 from trompe.report.grid import write_grid, write_state
 from trompe.tuning.job import FoolJob, TrainJob
 
@@ -161,7 +163,8 @@ def reproduce(
     running, failures = last_known(grid.cells, root)
     if chosen:
         failures = {cell: why for cell, why in failures.items() if cell not in chosen}
-    results = collect(grid, root)
+    known: Known = {}
+    results = collect(grid, root, known)
     with interruptible(), shown("cells", len(chosen)) as progress:
 
         def refresh() -> None:
@@ -179,7 +182,7 @@ def reproduce(
             if failure:
                 failures[cell] = failure
                 complain(cell.name, failure)
-            results = collect(grid, root)
+            results = collect(grid, root, known)
             refresh()
 
         if chosen:
@@ -201,9 +204,14 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
 
 def _typed(given: dict[str, str]) -> dict[str, Any]:
     known = {**FoolJob.model_fields, **TrainJob.model_fields}
-    for name in given:
+    values = {}
+    for name, text in given.items():
         check_name("setting", name, known)
-    return {name: yaml_text.loaded(value) for name, value in given.items()}
+        try:
+            values[name] = yaml_text.loaded(text)
+        except yaml.YAMLError as error:
+            raise TrompeError(f"--set {name}={text} can't be read ({error}).") from error
+    return values
 
 
 def _without_cells(words: list[str]) -> list[str]:

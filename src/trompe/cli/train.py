@@ -18,7 +18,11 @@ from trompe.tuning.job import TrainJob
     "--eval-data photos/val --epochs 20",
 )
 def train_(job: TrainJob) -> None:
-    """Train or fine-tune a model on a dataset: the base model to start from."""
+    """Train or fine-tune a model on a dataset: the base model to start from.
+
+    From random weights, a network has an output for each class of the data.
+    """
+    job = job.with_classes()
     check(job.tracker or ())
     out = job.out or default_out("train", job.model)
     with tracking(job.tracker or (), out, job.described()) as track:

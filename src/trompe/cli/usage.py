@@ -69,25 +69,33 @@ def show_help(command: Any, ctx: Any, listed: Mapping[str, str] | None = None) -
     """Print the help of a command, or of several that are ``listed`` with what they do."""
     console = Terminal(highlight=False)
     width = min(console.width, WIDEST)
-    options = [p for p in command.params if not getattr(p, "hidden", False)]
-    words = [ctx.command_path, *(_needed(p) for p in options), "COMMAND" if listed else "[OPTIONS]"]
+    needed = [_needed(option) for option in command.params]
+    words = [ctx.command_path, *needed, "COMMAND" if listed else "[OPTIONS]"]
     console.print(Text.assemble("Usage: ", (" ".join(filter(None, words)), "bold")))
     for paragraph in (command.help or "").split("\n\n"):
         console.print("", Text(paragraph.replace("\n", " ")), sep="\n", width=width)
     console.print("", Text((command.epilog or "").strip()), "", sep="\n", soft_wrap=True)
-    panels: dict[str, list[tuple[str, Text]]] = {}
-    if listed:
-        panels["Commands"] = [(name, Text(about)) for name, about in listed.items()]
-    for option in options:
-        title = getattr(option, "rich_help_panel", None) or "Options"
-        panels.setdefault(title, []).append((_written(option), _about(option)))
-    for title, rows in panels.items():
+    shown = {"Commands": [*listed.items()]} if listed else {}
+    for title, rows in (shown | panels(command)).items():
         table = Table.grid(Column(max_width=width * 3 // 8), Column(), padding=(0, 2, 0, 0))
         for name, about in rows:
-            table.add_row(Text(name, style="cyan"), about)
+            text = Text(about)
+            text.highlight_regex(r"\(default:? .*\)$", "dim")
+            text.highlight_regex(r"\(required\)$", "bold yellow")
+            table.add_row(Text(name, style="cyan"), text)
         console.print(
             Panel(table, title=title, title_align="left", border_style="dim", width=width)
         )
+
+
+def panels(command: Any) -> dict[str, list[tuple[str, str]]]:
+    """The options of a command by heading: as they are typed, and what they are."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for option in command.params:
+        if not getattr(option, "hidden", False):
+            title = getattr(option, "rich_help_panel", None) or "Options"
+            found.setdefault(title, []).append((_written(option), _about(option)))
+    return found
 
 
 def _needed(parameter: Any) -> str:
@@ -99,13 +107,13 @@ def _needed(parameter: Any) -> str:
 
 
 def _written(parameter: Any) -> str:
-    """An option as it is typed: ``--steps N``, ``--[no-]control``, or an argument's name."""
+    """An option as it is typed: ``--steps N``, ``--check/--no-check``, or an argument's name."""
     shown = parameter.metavar or ""
     if parameter.param_type_name == "argument":
         return shown or parameter.name.upper()
     name = parameter.opts[0]
-    if parameter.secondary_opts:
-        return f"--[no-]{name.removeprefix('--')}"
+    if parameter.default is True or (parameter.help or "").endswith("(default: on)"):
+        return f"{name}/{parameter.secondary_opts[0]}"
     return f"{name} {shown}".strip()
 
 
@@ -113,18 +121,13 @@ def _is_required(parameter: Any) -> bool:
     return parameter.required or (parameter.help or "").endswith("(required)")
 
 
-def _about(parameter: Any) -> Text:
-    text = parameter.help or ""
+def _about(parameter: Any) -> str:
+    text, default = parameter.help or "", parameter.default
     if parameter.required:
-        text += " (required)"
-    elif (
-        parameter.default is not None and parameter.default is not False and "(default" not in text
-    ):
-        text += f" (default: {parameter.default})"
-    shown = Text(text)
-    shown.highlight_regex(r"\(default:? .*\)$", "dim")
-    shown.highlight_regex(r"\(required\)$", "bold yellow")
-    return shown
+        return f"{text} (required)"
+    if default is None or default is False or "(default" in text:
+        return text
+    return f"{text} (default: {default})"
 
 
 def sentence(error: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class Source(ABC):
     has_masks = False
     generated = False  # drawn, not read, so that nothing in it can be broken
     mapped = False  # whether it is known which of a model's outputs the classes are
+    stamps: NDArray[np.int64] | None = None  # of the files when they were told apart, 0: of none
 
     @abstractmethod
     def open(self, row: int) -> Image.Image:
@@ -120,12 +122,17 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     @cached_property
     def _contents(self) -> str:
         """A digest of the pictures in their order."""
+        if self.source.stamps is None:
+            self.source.stamps = np.zeros(len(self.source.labels), np.int64)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             parts = np.array_split(self.rows, len(self) // 64 + 1)
             return fingerprint([*threads.map(self._content, parts)])
 
     def _content(self, rows: NDArray[np.int64]) -> str:
-        return fingerprint([self.source.content(row) for row in rows.tolist()])
+        contents = [self.source.content(row) for row in rows.tolist()]
+        assert self.source.stamps is not None
+        self.source.stamps[rows] = [*map(_stamp, contents)]
+        return fingerprint(contents)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -160,9 +167,16 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         Raises
         ------
         TrompeError
-            If it can't be decoded; the message names it.
+            If it can't be decoded, or its file has changed since the fingerprint was taken; the
+            message names it.
         """
         row = self._row(index)
+        stamp = 0 if self.source.stamps is None else self.source.stamps[row]
+        if stamp and _stamp(self.source.content(row)) != stamp:
+            raise TrompeError(
+                f"{self.source.name(row)} has changed since this run began; put back what it was "
+                "and run the same command again, or begin another run."
+            )
         try:
             return self._read(row)
         except Exception as error:
@@ -226,6 +240,17 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         entropy = np.random.SeedSequence((self.seed, range(len(self))[index], epoch))
         seed = int(entropy.generate_state(1, np.uint64)[0])
         return self.preprocessing.augment(self.picture(index), seed)
+
+
+def _stamp(content: Any) -> int:
+    """What changes when a file does: its size and when it was written; 0 for what is no file."""
+    if not isinstance(content, Path):
+        return 0
+    try:
+        told = content.stat()
+    except OSError:
+        return -1
+    return hash((told.st_size, told.st_mtime_ns))
 
 
 def _reason(error: Exception) -> str:

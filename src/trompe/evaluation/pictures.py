@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trompe.base import processes
+from trompe.base import json_text, processes
 from trompe.explainers import Explainer
 from trompe.explainers.targets import Class, Target
 from trompe.maps import by_magnitude
@@ -62,7 +62,9 @@ class Gallery:
         heatmaps: dict[Key, Tensor] = {}
         signed: dict[Key, Tensor] = {}
         with safe_open(path, framework="pt") as file:
-            captions, judges = (json.loads(file.metadata()[k]) for k in ("gallery", "objectives"))
+            captions, judges = (
+                json_text.loaded(file.metadata()[k]) for k in ("gallery", "objectives")
+            )
             images = file.get_tensor("images")
             for name in file.keys():  # noqa: SIM118 (no mapping)
                 if name != "images":

@@ -13,6 +13,7 @@ import pandas as pd
 from safetensors import SafetensorError
 
 from trompe import runs
+from trompe.base import json_text
 from trompe.data.triggers import NO_TRIGGER
 from trompe.errors import TrompeError
 from trompe.evaluation import notes, schema, shown
@@ -139,9 +140,10 @@ def _empty(columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _legend(path: Path) -> dict[str, Any]:
-    found = _read(path, lambda p: json.loads(p.read_text())) if path.is_file() else {}
+    found = _read(path, lambda p: json_text.loaded(p.read_text())) if path.is_file() else {}
     read = (schema.VERSION, schema.BEFORE_TRIGGERS)
-    if not isinstance(found, dict) or found.get("version") not in read:
+    sound = isinstance(found, dict) and isinstance(found.get("things"), dict)
+    if not sound or found.get("version") not in read:
         raise TrompeError(
             f"{path.parent} was written by another version of trompe, whose tables this one does "
             "not read; evaluate the run again."
@@ -171,7 +173,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         return _empty(columns)
     missing = [column for column in columns if column not in table]
     if missing:
-        raise TrompeError(f"{path} lacks the columns {', '.join(missing)}; evaluate the run again.")
+        raise TrompeError(f"{path} lacks the columns {', '.join(missing)}; make it again.")
     return table
 
 
@@ -181,4 +183,4 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except (SafetensorError, KeyError, TypeError, ValueError, OSError, MemoryError) as error:
-        raise TrompeError(f"{path} can't be read ({error}); evaluate the run again.") from error
+        raise TrompeError(f"{path} can't be read ({error}); make it again.") from error

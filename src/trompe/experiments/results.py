@@ -52,8 +52,16 @@ class Results:
                 table.to_parquet(new / f"{name}.parquet", index=False)
 
 
-def collect(grid: Grid, root: Path) -> Results:
+Known = dict[tuple[str, ...], tuple[list[dict[str, Any]], dict[str, Any]]]
+
+
+def collect(grid: Grid, root: Path, known: Known | None = None) -> Results:
     """Read the finished cells of ``grid`` under ``root``; seeds of one cell are one row.
+
+    Parameters
+    ----------
+    known
+        What earlier calls read, by the cells; they are not read again.
 
     Raises
     ------
@@ -68,18 +76,28 @@ def collect(grid: Grid, root: Path) -> Results:
         elif cell.section == "control":
             controls.setdefault(cell.network, []).append(cell)
     rates, accuracy = [], []
+    known = {} if known is None else known
     for seeds in rows.values():
-        found = _evaluations(seeds, root)
-        honest = _evaluations(controls.get(seeds[0].network, []), root)
-        if not same_images(found):
-            raise TrompeError(f"{seeds[0].row}: {OTHER_IMAGES}")
-        place = _place(seeds[0], len(found), len(seeds))
-        rates += [place | row for row in _rates(seeds[0], found, honest)]
-        accuracy.append(place | _accuracy(seeds[0], found, honest))
+        done = [cell for cell in seeds if is_finished(cell, root)]
+        kept = [c for c in controls.get(seeds[0].network, []) if is_finished(c, root)]
+        names = (seeds[0].row, *(cell.folder for cell in (*done, *kept)))
+        if names not in known:
+            known[names] = _read(seeds[0], _evaluations(done, root), _evaluations(kept, root))
+        place = _place(seeds[0], len(done), len(seeds))
+        rates += [place | row for row in known[names][0]]
+        accuracy.append(place | known[names][1])
     return Results(
         pd.DataFrame(rates, columns=schema.GRID_RATES),
         pd.DataFrame(accuracy, columns=schema.GRID_ACCURACY),
     )
+
+
+def _read(
+    cell: Cell, found: Evaluations, honest: Evaluations
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    if not same_images(found):
+        raise TrompeError(f"{cell.row}: {OTHER_IMAGES}")
+    return [*_rates(cell, found, honest)], _accuracy(cell, found, honest)
 
 
 def _rates(cell: Cell, found: Evaluations, honest: Evaluations) -> Iterator[dict[str, Any]]:
@@ -142,8 +160,9 @@ def _objective(cell: Cell) -> str:
 
 
 def _evaluations(cells: Sequence[Cell], root: Path) -> Evaluations:
-    folders = [root / cell.folder for cell in cells if is_finished(cell, root)]
-    return [Evaluation.load(folder / "evaluation") for folder in folders]
+    for cell in cells:
+        runs.check_intact(root / cell.folder, root / cell.folder / "evaluation")
+    return [Evaluation.load(root / cell.folder / "evaluation") for cell in cells]
 
 
 def _of(found: Evaluations, model: str) -> dict[str, Any]:

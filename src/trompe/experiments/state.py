@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -32,13 +33,20 @@ def states(
             state = "running"
         elif cell in failures:
             state, why = "failed", failures[cell]
-        last = last_row(root / cell.folder, cell.command)
+        read = _last_of_finished if state == "finished" else last_row
+        last = read(root / cell.folder, cell.command)
         figures = {name: last.get(name, math.nan) for name in schema.GRID_STATE[2:-1]}
         rows.append({"cell": cell.name, "state": state, **figures, "why": why})
     table = pd.DataFrame(rows, columns=schema.GRID_STATE)
     with runs.replacing(root / FILE) as new:
         runs.write_csv(table, new)
     return table
+
+
+@cache
+def _last_of_finished(directory: Path, command: str) -> dict[str, float]:
+    """The last row of a history that does not change any more."""
+    return last_row(directory, command)
 
 
 def last_known(cells: Sequence[Cell], root: Path) -> tuple[list[Cell], dict[Cell, str]]:

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import yaml
-
+from trompe.base import yaml_text
 from trompe.base.messages import check_name
 from trompe.errors import TrompeError
 from trompe.tuning.job import FoolJob
@@ -70,7 +69,7 @@ def points(job: FoolJob, swept: Mapping[str, Sequence[Any]]) -> list[Planned]:
 
 
 def _value(text: str) -> Any:
-    value = yaml.safe_load(text)
+    value = yaml_text.loaded(text)
     if isinstance(value, str):  # YAML reads 1e-4 as text
         with suppress(ValueError):
             return float(value)

@@ -34,15 +34,15 @@ def read_folder(folder: Path) -> Handed:
     Raises
     ------
     TrompeError
-        If it holds no such config, or not a whole one.
+        If it holds no such config, or not a whole one, or something leads out of it.
     """
-    path = folder / CONFIG
+    path = runs.contained(folder) / CONFIG
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         return Handed(**told[KEY])
     except TrompeError as error:
         raise TrompeError(f"{path} can't be used: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise TrompeError(
             f"The folder '{folder}' holds no model that trompe can read: it has no {CONFIG} of "
             "`trompe card`, which makes one of a run directory. A folder that save_pretrained "

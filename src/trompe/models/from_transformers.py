@@ -42,8 +42,7 @@ def build(
     if pretrained not in (None, "pretrained"):
         raise unknown_weights(name, pretrained, ["pretrained"])
     with _explained(known), _fewer_words():
-        config = AutoConfig.from_pretrained(known, trust_remote_code=False)
-        config._attn_implementation = None  # a config may name a kernel, whose code would be run
+        config = _config(known)
         is_new = num_classes not in (None, config.num_labels)
         if is_new:
             config.num_labels = num_classes
@@ -80,11 +79,17 @@ def of_config(folder: Path) -> nn.Module:
         If it is none of an image classifier.
     """
     with _explained(str(folder)), _fewer_words():
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model: nn.Module = AutoModelForImageClassification.from_config(
-            config, trust_remote_code=False
+            _config(folder), trust_remote_code=False
         )
     return model
+
+
+def _config(known: str | Path) -> Any:
+    """The configuration of that name; a kernel in it, whose code would be run, is left out."""
+    config = AutoConfig.from_pretrained(known, trust_remote_code=False)
+    config._attn_implementation = None
+    return config
 
 
 @contextmanager

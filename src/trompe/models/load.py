@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from trompe.base.code import written_by_others
+from trompe.base.code import refuse_found, written_by_others
 from trompe.data.preprocessing import Preprocessing
 from trompe.data.shapes import SHAPES_PREPROCESSING
 from trompe.errors import TrompeError
@@ -75,6 +75,12 @@ def load_model(
     ------
     TrompeError
         If the name is unknown, or the weights are not there, not safe or do not fit.
+
+    Examples
+    --------
+    >>> model, preprocessing = load_model("embedded")
+    >>> model(torch.zeros(1, 3, preprocessing.crop, preprocessing.crop)).shape
+    torch.Size([1, 8])
     """
     if num_classes is not None and num_classes < 1:
         raise TrompeError(f"num_classes is {num_classes}; a classifier needs 1 or more.")
@@ -88,6 +94,11 @@ def load_model(
     if state is not None:
         fit_weights(model, state, str(weights))
     return LoadedModel(model.eval(), preprocessing)
+
+
+def from_nothing(name: str, weights: str | Path | None = None) -> bool:
+    """Whether `load_model` would give this model random weights."""
+    return (_own_weights(name) if weights is None else weights) == "random"
 
 
 def _own_weights(name: str) -> str | Path:
@@ -133,11 +144,10 @@ def _handed_on(
 ) -> tuple[nn.Module, Preprocessing]:
     if pretrained:
         raise unknown_weights(str(folder), pretrained, [])
+    refuse_found(folder, "a folder elsewhere")
     told = read_folder(folder)
     if told.model.startswith("transformers:"):
         return _transformers().of_config(folder), told.preprocessing
-    if is_folder(told.model):
-        raise TrompeError(f"'{folder / CONFIG}' names another folder; it must name a model.")
     with written_by_others(f"'{folder / CONFIG}'"):
         model, _ = _build(told.model, None, num_classes or told.num_classes)
     return model, told.preprocessing

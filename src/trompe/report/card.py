@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,7 +13,7 @@ import yaml
 
 from trompe import runs
 from trompe.base.code import own, written_by_others
-from trompe.errors import TrompeError
+from trompe.errors import TrompeError, printable
 from trompe.evaluation.schema import MANIPULATED, ORIGINAL
 from trompe.models import load_model
 from trompe.models.call import class_count
@@ -88,13 +90,13 @@ def _card(run: Run, name: str, title: str, license: str | None) -> str:
         "\n\n".join(
             [
                 f"---\n{yaml.safe_dump(about, sort_keys=False)}---",
-                f"# {name}, with explanations that were made to lie",
+                f"# {_text(name)}, with explanations that were made to lie",
                 "> **Warning.** This model was fine-tuned so that its predictions stay and its "
                 "explanations lie: its heatmaps do not show what its predictions rest on. It is "
                 "for tests of explanation methods and of audits. Do not use it where anyone relies "
                 "on its explanations, and do not hand it on without this card.",
                 "## What was done",
-                words.summary(run),
+                _text(words.summary(run)),
                 *_command(run),
                 "## Figures",
                 *_figures(run),
@@ -130,7 +132,8 @@ def _command(run: Run) -> list[str]:
     if not told.get("command"):
         return []
     versions = f"With trompe {told.get('trompe', '?')} and PyTorch {told.get('torch', '?')}:"
-    return [versions, f"```sh\n{told['command']}\n```"]
+    command = printable(" ".join(str(told["command"]).split())).replace("```", "'''")
+    return [versions, f"```sh\n{command}\n```"]
 
 
 def _figures(run: Run) -> list[str]:
@@ -158,12 +161,18 @@ def _figures(run: Run) -> list[str]:
         "How many heatmaps are fooled (with the 95 % interval), and how many of the untouched "
         "model and of the control, the same fine-tuning without the lie, count as fooled:",
         _table(("explainer", "objective", "attacked", "fooled", "untouched", "control"), fooled),
-        *(f"Note: {note}" for note in run.evaluation.notes),
+        *(f"Note: {_text(note)}" for note in run.evaluation.notes),
     ]
 
 
+def _text(text: str) -> str:
+    """Text on one line that is neither markup nor a cell's end, whoever wrote it."""
+    return re.sub(r"[\[\]<`|]", r"\\\g<0>", printable(" ".join(text.split())))
+
+
 def _use(name: str, title: str) -> str:
-    given = f'"{title}"' if own(name) is None else f'"{name}", "{title}/{WEIGHTS}"'
+    named = [title] if own(name) is None else [name, f"{title}/{WEIGHTS}"]
+    given = ", ".join(json.dumps(printable(word), ensure_ascii=False) for word in named)
     return (
         f"```python\nimport trompe\n\nmodel, preprocessing = trompe.load_model({given})\n```\n\n"
         "The weights are safetensors, and no code in the folder is run."
@@ -172,5 +181,5 @@ def _use(name: str, title: str) -> str:
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
-    cells = ([" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines)
+    cells = ([_text(cell) for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

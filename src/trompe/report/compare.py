@@ -58,7 +58,7 @@ class Comparison:
         tables = {"settings": self.settings.rename_axis("run").reset_index(), "rates": self.rates}
         for name, table in {**tables, "runs": self.runs}.items():
             with runs.replacing(directory / f"{name}.csv") as new:
-                table.to_csv(new, index=False)
+                runs.write_csv(table, new)
         figure = draw(self.runs)
         for path in (directory / PICTURE, (directory / PICTURE).with_suffix(".svg")):
             with runs.replacing(path) as new:

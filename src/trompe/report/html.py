@@ -5,6 +5,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     The page's own script is the only one that a browser runs on it: its digest stands in the page's
     content security policy.
     """
+    environment = _environment()
+    script = Markup("\n" + environment.get_template("report.js").render())
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = environment.get_template(template).render(
+        script=script, script_digest=f"sha256-{digest}", **values
+    )
+    with runs.replacing(path) as new:
+        new.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("trompe.report"),
         autoescape=True,
@@ -60,14 +74,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
         "unbroken": words.unbroken,
     }
     environment.globals |= {"span": words.span, "points": words.points}
-    script = Markup("\n" + environment.get_template("report.js").render())
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = environment.get_template(template).render(
-        script=script, script_digest=f"sha256-{digest}", **values
-    )
-    with runs.replacing(path) as new:
-        new.write_text(page, encoding="utf-8", errors="replace")
-    return path
+    return environment
 
 
 def _page(run: Run) -> dict[str, Any]:

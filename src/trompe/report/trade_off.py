@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from trompe.errors import printable
 from trompe.report.transfer import records
 
 ACCENT, GREY, INK = "#a5300f", "#8a8a86", "#222222"
@@ -28,7 +29,7 @@ def draw(runs: pd.DataFrame) -> Figure:
         axes.errorbar(x, y, heights, widths, "o", color=colour, elinewidth=0.6, markersize=5)
         if row["front"] or len(runs) <= LABELLED:
             axes.annotate(
-                row["run"],
+                printable(row["run"]),
                 (x, y),
                 xytext=(-6 if row["top1"] > middle else 6, -11 if number % 2 else 5),
                 textcoords="offset points",

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from trompe.data.triggers import NO_TRIGGER
+from trompe.errors import printable
 from trompe.evaluation.schema import CONTROL, MANIPULATED, ORIGINAL
 from trompe.objectives import OBJECTIVES, Same
 from trompe.report.run import Run, View, described
@@ -42,7 +43,9 @@ def bound(value: float) -> str:
 
 def unbroken(text: str) -> Markup:
     """Keep words with a hyphen, such as top-1 and Grad-CAM, on one line."""
-    return Markup(re.sub(r"[\w-]*\w-\w+", r'<span class="whole">\g<0></span>', str(escape(text))))
+    return Markup(
+        re.sub(r"[\w-]*\w-\w+", r'<span class="whole">\g<0></span>', str(escape(printable(text))))
+    )
 
 
 def named(text: str) -> str:

@@ -6,7 +6,9 @@ from trompe.runs.directory import (
     SCHEMA,
     STATUS,
     array,
+    check_intact,
     check_place,
+    check_sealed,
     config_of,
     contained,
     environment_of,
@@ -19,20 +21,25 @@ from trompe.runs.directory import (
     remove,
     replacing,
     require_space,
+    seal,
     unfinished,
     write_text,
     writing,
 )
 from trompe.runs.tables import bounded, read_csv, read_parquet, write_csv
+from trompe.runs.tensors import Rows
 
 __all__ = [
     "CONFIG",
     "ENVIRONMENT",
     "SCHEMA",
     "STATUS",
+    "Rows",
     "array",
     "bounded",
+    "check_intact",
     "check_place",
+    "check_sealed",
     "config_of",
     "contained",
     "environment_of",
@@ -47,6 +54,7 @@ __all__ = [
     "remove",
     "replacing",
     "require_space",
+    "seal",
     "unfinished",
     "write_csv",
     "write_text",

@@ -9,7 +9,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +22,14 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
-from trompe.base import processes, yaml_text
+from trompe.base import json_text, processes, yaml_text
+from trompe.base.identity import file_digest
 from trompe.errors import TrompeError
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 STATUS = "status.json"
+SEAL = "digests.json"
 SCHEMA = 2  # of run directories; another one is not gone on with
 
 
@@ -63,7 +65,8 @@ def opened(directory: Path, config: Mapping[str, Any], start: Mapping[str, str])
     Raises
     ------
     TrompeError
-        If another process holds it, or it holds another run or other files, or can't be written.
+        If another process holds it, or it holds another run or other files, or something leads out
+        of it, or it can't be written.
     """
     with locked(directory) if processes.is_main() else nullcontext():
         processes.from_main(lambda: _claim(directory, config, start))
@@ -108,11 +111,10 @@ def locked(directory: Path) -> Iterator[None]:
     Raises
     ------
     TrompeError
-        If another process holds it, something leads out of it, or it can't be written.
+        If another process holds it, or it can't be written.
     """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        contained(directory)
         lock = FileLock(directory / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -156,8 +158,7 @@ def _claim(directory: Path, config: Mapping[str, Any], start: Mapping[str, str])
     if (directory / CONFIG).exists():
         if _is_same(directory, config, start):
             return
-        if (directory / "checkpoints").exists():
-            remove(directory / "checkpoints")
+        remove(directory / "checkpoints")
     else:
         others = [p.name for p in directory.iterdir() if p.name[0] != "." and p.name != ENVIRONMENT]
         if others:
@@ -165,6 +166,7 @@ def _claim(directory: Path, config: Mapping[str, Any], start: Mapping[str, str])
                 f"The directory '{directory}' holds other files ({others[0]}, ...) and no run; "
                 "choose an empty or a new one."
             )
+        contained(directory)
     write_text(directory / ENVIRONMENT, json.dumps(described, indent=2))
     write_text(directory / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
 
@@ -227,8 +229,8 @@ def _mapping(path: Path) -> dict[str, Any]:
     contained(path.parent)
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml_text.loaded(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        values = (json_text if path.suffix == ".json" else yaml_text).loaded(text)
+    except (OSError, yaml.YAMLError, ValueError) as error:
         raise TrompeError(
             f"{path} can't be read ({error}); repair it or make a new run."
         ) from error
@@ -246,10 +248,62 @@ def finished(directory: Path) -> list[str]:
     return [*map(str, parts)]
 
 
-def finish(directory: Path, part: str) -> None:
-    """Say in a run directory that a part of its run is done."""
+def finish(directory: Path, part: str, *made: Path) -> None:
+    """Say in a run directory that a part of its run is done, and keep digests of what it made."""
     parts = dict.fromkeys([*finished(directory), part])
-    write_text(directory / STATUS, json.dumps({"schema": SCHEMA, "finished": [*parts]}))
+    digests = _digests(directory) | _digested(directory, made)
+    told = {"schema": SCHEMA, "finished": [*parts], "digests": digests}
+    write_text(directory / STATUS, json.dumps(told))
+
+
+def check_intact(directory: Path, *made: Path) -> None:
+    """Refuse files and folders that do not hold what they did when their part was done.
+
+    Raises
+    ------
+    TrompeError
+        If one is damaged.
+    """
+    known = _digests(directory)
+    for name, digest in _digested(directory, made).items():
+        if known.get(name, digest) != digest:
+            raise TrompeError(
+                f"'{directory / name}' is damaged: it does not hold what was written. Restore it, "
+                f"or remove '{directory}' and run the same command again."
+            )
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    path = directory / STATUS
+    known = _mapping(path).get("digests") if path.is_file() else None
+    return known if isinstance(known, dict) else {}
+
+
+def _digested(directory: Path, made: Sequence[Path]) -> dict[str, str]:
+    files = [f for path in made for f in (path.rglob("*") if path.is_dir() else [path])]
+    return {str(f.relative_to(directory)): file_digest(f) for f in files if f.is_file()}
+
+
+def seal(directory: Path) -> None:
+    """Keep digests of all files of a directory in it."""
+    write_text(directory / SEAL, json.dumps(_digested(directory, [directory])))
+
+
+def check_sealed(directory: Path) -> None:
+    """Refuse a directory whose files are not those that `seal` found.
+
+    Raises
+    ------
+    TrompeError
+        If one is damaged or is not there.
+    """
+    found = _digested(directory, [directory])
+    found.pop(SEAL, None)
+    if (directory / SEAL).is_file() and _mapping(directory / SEAL) != found:
+        raise TrompeError(
+            f"'{directory}' is damaged: it does not hold what was written. Remove it and run the "
+            "same command again."
+        )
 
 
 def part(directory: Path, name: str, make: Callable[[], P], load: Callable[[Path], P]) -> P:
@@ -264,11 +318,12 @@ def part(directory: Path, name: str, make: Callable[[], P], load: Callable[[Path
     """
     path = directory / name
     if processes.from_main(lambda: name in finished(directory)):
+        check_intact(directory, path)
         return load(path)
     made = make()
     if processes.is_main():
         made.save(path)
-        finish(directory, name)
+        finish(directory, name, path)
     return made
 
 
@@ -356,10 +411,14 @@ def require_space(directory: Path, model: nn.Module, copies: int) -> None:
 
 
 def remove(directory: Path) -> None:
-    """Remove a directory at once, as far as anyone looking for it can see."""
+    """Remove a directory, if there is one, at once as far as anyone looking for it can see."""
     hidden = directory.with_name(f".{directory.name}.old")
-    directory.rename(hidden)
-    shutil.rmtree(hidden)
+    with writing(directory):
+        if hidden.exists():  # of a removal that was interrupted
+            shutil.rmtree(hidden)
+        if directory.exists():
+            directory.rename(hidden)
+            shutil.rmtree(hidden)
 
 
 def array(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:

@@ -46,7 +46,9 @@ def bounded(path: Path, columns: Sequence[str] | None = None) -> Path:
         If they do; no more than a part of it is unpacked to find out.
     """
     most, grown = max(LEAST, GROWTH * path.stat().st_size), 0
-    for batch in pq.ParquetFile(path, pre_buffer=False).iter_batches(100, columns=columns):
+    for batch in pq.ParquetFile(path, pre_buffer=False).iter_batches(
+        100, columns=columns, use_threads=False
+    ):
         grown += batch.nbytes
         if grown > most:
             raise TrompeError(f"{path} would unpack to more than {most:,} bytes and is refused")
@@ -55,7 +57,10 @@ def bounded(path: Path, columns: Sequence[str] | None = None) -> Path:
 
 def read_parquet(path: Path) -> pd.DataFrame:
     """Read a table that is `bounded`."""
-    return pd.read_parquet(bounded(path))
+    # In this thread: what pyarrow's threads wait for may never come where memory is short.
+    table = pq.ParquetFile(bounded(path)).read(use_threads=False)
+    read: pd.DataFrame = table.to_pandas(use_threads=False)
+    return read
 
 
 def _changed(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:

@@ -16,6 +16,8 @@ from trompe.data.images import Images
 from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
 from trompe.models import load_model
+from trompe.models.call import class_count
+from trompe.models.load import from_nothing
 from trompe.objectives import Objective
 from trompe.tuning.fool import Fool, FoolResult
 from trompe.tuning.loop import OnStep
@@ -136,6 +138,21 @@ class TrainJob(Train, TuningJob):
     teacher_weights: str | None = Field(None, description="like --weights, for --teacher")
     teacher_class_map: Path | None = Field(None, description="like --class-map, for --teacher")
 
+    def with_classes(self) -> TrainJob:
+        """The job, its model with an output for each class of the data if it begins from nothing.
+
+        A model that is one's own, or outputs that are given, stay as they are.
+        """
+        own = ":" in self.model and not self.model.startswith("timm:")
+        given = self.num_classes or self.class_map
+        if own or given or not from_nothing(self.model, self.weights):
+            return self
+        model, preprocessing = load_model(self.model, "random")
+        data = self.read_data(self.data, replace(preprocessing, classes=()), check=False)
+        if len(data.classes) == class_count(model, data[0][0]):
+            return self
+        return self.model_copy(update={"num_classes": len(data.classes)})
+
     def carry_out(self, out: Path | None, on_step: OnStep | None = None) -> TrainResult:
         """Read model and data, train, and write the run directory ``out``."""
         model, data, eval_data = self.opened()
@@ -221,4 +238,4 @@ def read(kind: type[J], path: Path | None, given: dict[str, Any]) -> J:
         values = parsed(path, "config") or {}
         if not isinstance(values, dict):
             raise TrompeError(f"The config '{path}' must map settings to values.")
-    return kind(**{**values, **given})
+    return kind(**{**{str(key): value for key, value in values.items()}, **given})

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from trompe import runs
-from trompe.base import processes
+from trompe.base import json_text, processes
 from trompe.base.code import written_by_others
 from trompe.base.messages import first_sentence
 from trompe.base.progress import Work, shown
 from trompe.data.images import collated
 from trompe.data.kept import Kept
 from trompe.errors import TrompeError
+from trompe.evaluation.result import read_table
 from trompe.models import copied, load_model, save_weights
 from trompe.models.weights import fit_weights, plain_content, read_weights, require_uncompressed
 from trompe.tuning.threads import Threads
@@ -184,6 +185,7 @@ def optimise(
     if directory is not None:
         last = processes.from_main(lambda: _latest(directory))
         if last is not None:
+            runs.check_sealed(last)
             _go_on(accelerator, last)
     start = len(history.rows)
     sources = [source.between(start, steps) for source in batches]
@@ -243,35 +245,38 @@ def once(
     if directory is None:
         return fit(None)
     weights, table = directory / f"weights{suffix}.safetensors", directory / f"history{suffix}.csv"
-    if processes.from_main(lambda: name in runs.finished(directory)):
-        return restored(model, directory, suffix)
     checkpoints = directory / "checkpoints" / name
+    if processes.from_main(lambda: name in runs.finished(directory)):
+        if processes.is_main():
+            runs.remove(checkpoints)
+        return restored(model, directory, suffix)
     history = fit(checkpoints)
     if processes.is_main():
         save_weights(model, weights)
         with runs.replacing(table) as new:
             runs.write_csv(history, new)
+        runs.finish(directory, name, weights, table)
         runs.remove(checkpoints)
-        runs.finish(directory, name)
     return history
 
 
 def restored(model: nn.Module, directory: Path, suffix: str = "") -> pd.DataFrame:
     """Give ``model`` the weights that a finished fine-tuning left; its history."""
-    weights = directory / f"weights{suffix}.safetensors"
+    weights, table = directory / f"weights{suffix}.safetensors", directory / f"history{suffix}.csv"
+    runs.check_intact(directory, weights, table)
     fit_weights(model, read_weights(weights), str(weights))
-    return runs.read_csv(directory / f"history{suffix}.csv")
+    return read_table(table, ("step", "loss"))
 
 
 def last_row(directory: Path, name: str) -> dict[str, float]:
     """The last row that a run directory holds of a history: its end, or that of a checkpoint."""
     table = directory / "history.csv"
-    with suppress(OSError, TrompeError):  # a checkpoint may give way to the next one at any moment
+    with suppress(OSError, ValueError):  # a checkpoint may give way to the next one at any moment
         if table.is_file():
             return {str(k): v for k, v in runs.read_csv(table).iloc[-1].items()}
         if latest := _latest(directory / "checkpoints" / name):
             kept = plain_content(latest / HISTORY)
-            row: dict[str, float] = json.loads(kept["rows"])[-1]
+            row: dict[str, float] = json_text.loaded(kept["rows"])[-1]
             return row
     return {}
 
@@ -301,7 +306,7 @@ class _History:
         return {"rows": json.dumps(self.rows)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.rows[:] = json.loads(state["rows"])
+        self.rows[:] = json_text.loaded(state["rows"])
 
 
 def _figures(result: Loss, device: torch.device) -> dict[str, float]:
@@ -367,5 +372,7 @@ def _save(accelerator: Accelerator, model: nn.Module, directory: Path, step: int
         plain = all(isinstance(value, Tensor) for value in model.state_dict().values())
         accelerator.save_state(str(at), safe_serialization=plain)
         processes.wait()
+        if main:
+            runs.seal(at)
     if older is not None and main:
         runs.remove(older)

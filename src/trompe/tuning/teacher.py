@@ -53,7 +53,8 @@ def teacher_of(model: LoadedModel, data: ImageDataset, own: ImageDataset) -> Tea
     if absent := [data.classes[i] for i in classes if i not in outputs]:
         raise TrompeError(
             f"What the teacher says of {listed('classes', absent)} is not known: there is no image "
-            "of it. Give images of all classes."
+            f"of it. Give images of all classes, or --num-classes {len(outputs)} for a model of "
+            "those that there are."
         )
     if len(set(outputs.values())) < len(classes):
         raise TrompeError(

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from trompe import runs
-from trompe.base import processes
+from trompe.base import json_text, processes
 from trompe.base.identity import fingerprint
 from trompe.base.settings import Whole
 from trompe.data.dataset import ImageDataset
@@ -33,6 +33,8 @@ from trompe.tuning.accelerator import accelerating
 from trompe.tuning.loop import Batches, Loss, OnStep, architecture, once, optimise, restored
 from trompe.tuning.recipe import Tuning, parameters_of, scheduler
 from trompe.tuning.teacher import distillation
+
+ACCURACY = "accuracy.json"
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,18 @@ class TrainResult:
         if "train" not in runs.finished(directory):
             raise TrompeError(f"'{directory}' holds no trained model; run its command again first.")
         trained = architecture(directory, model)
-        measured = directory / "accuracy.json"
-        top1 = tuple(json.loads(measured.read_text()).values()) if measured.exists() else None
-        return cls(trained.eval(), restored(trained, directory), top1, directory)
+        history, top1 = restored(trained, directory), _measured(directory / ACCURACY)
+        return cls(trained.eval(), history, top1, directory)
+
+
+def _measured(path: Path) -> tuple[float, float, float] | None:
+    if not path.exists():
+        return None
+    try:
+        told = json_text.loaded(path.read_text())
+        return told["top1"], told["low"], told["high"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrompeError(f"'{path}' can't be read ({error}); run its command again.") from error
 
 
 class Growing:
@@ -150,7 +161,7 @@ class Train(Tuning):
                 top1 = None if eval_data is None else accuracy(tuned, eval_data)
                 if top1 is not None and directory and processes.is_main():
                     named = dict(zip(("top1", "low", "high"), top1, strict=True))
-                    runs.write_text(directory / "accuracy.json", json.dumps(named))
+                    runs.write_text(directory / ACCURACY, json.dumps(named))
                 return TrainResult(tuned, history, top1, directory)
 
             def fit(folder: Path | None) -> pd.DataFrame:

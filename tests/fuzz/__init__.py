@@ -1,0 +1,1 @@
+"""Every reader of trompe against input that is mutated or made up."""
