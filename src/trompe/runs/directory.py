@@ -346,7 +346,9 @@ def writing(path: Path) -> Iterator[None]:
                 "command again; it goes on from the last checkpoint."
             ) from error
         if isinstance(error, FileExistsError | NotADirectoryError):
-            raise TrompeError(f"'{path}' is no directory but a file; choose another.") from error
+            raise TrompeError(
+                f"'{path}' can't be written: it is no directory but a file; choose another."
+            ) from error
         if isinstance(error, OSError):
             raise TrompeError(
                 f"'{path}' can't be written ({error.strerror or error}); choose another directory."
