@@ -117,6 +117,7 @@ def _names() -> Iterator[str]:
         ("explainers", "Explainers"),
         ("objectives", "Objectives"),
         ("targets", "Targets"),
+        ("triggers", "Triggers"),
         ("composites", "LRP composites"),
         ("rules", "LRP rules"),
     ):

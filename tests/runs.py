@@ -9,7 +9,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from trompe.evaluation import Evaluation
+from trompe.evaluation import Evaluation, schema
 from trompe.evaluation.pictures import Gallery
 
 LABELS = {
@@ -128,6 +128,7 @@ def make_run(
             keys = {"explainer": explainer, "explainer_id": f"e{number}", "family": "lrp-t"}
             keys |= {"layer": "layer4", "objective": "location", "objective_id": "o"}
             keys |= {"objective_text": "location", "target": "label"}
+            keys |= {"trigger": "none", "trigger_id": "none"}
             keys |= {"model": model, "attacked": attacked}
             keys |= {"interval_low": 0.0, "interval_high": 0.2}
             rate = dict(zip(("fsr", "fsr_low", "fsr_high"), interval(fooled, rng), strict=True))
@@ -170,9 +171,9 @@ def make_run(
     pictures = torch.from_numpy(photographs(n, side))
     Evaluation(
         pd.DataFrame(accuracy),
-        explanations,
+        explanations.reindex(columns=schema.EXPLANATIONS),
         predictions,
-        pd.DataFrame(rows),
+        pd.DataFrame(rows, columns=schema.MAPS),
         Gallery(pictures, heatmaps, signed, entries, ["o"]),
         legend,
     ).save(path / "evaluation")

@@ -121,7 +121,7 @@ class TestFool:
             **{"gradient_checkpointing": True},
             **{"held_out": str(photos)},
             **{"corrupt": "skip", "check": False, "objective": ["top-k"], "eval_pairs": 3},
-            **{"opposition": 0.5, "faintness": 0.25},
+            **{"opposition": 0.5, "faintness": 0.25, "hold": 0.5},
             **{"explainer": ["grad-cam:layer=stage3"], "eval_explainer": ["grad-cam:layer=stage3"]},
         }
         path = tmp_path / "given.yaml"
@@ -137,6 +137,7 @@ class TestFool:
         default = FoolJob(model="embedded", data="d", steps=1).model_dump(mode="json")
         unset = {"weights", "num_classes", "fool_batch_size", "pairs", "out", "quiet", "workers"}
         unset |= {"tracker", "gallery", "class_map", "min_area", "seeds", "target"}
+        unset |= {"trigger", "flip_to"}  # written with each objective
         assert set(default) - set(given) == unset
         assert all(given[key] != default[key] for key in given if key not in ("model", "device"))
         assert "alpha" in pd.read_csv(out / "history.csv")

@@ -389,6 +389,20 @@ class TestStored:
         with pytest.raises(TrompeError, match="written by another version of trompe"):
             Evaluation.load(tmp_path / "evaluation")
 
+    def test_tables_before_there_were_triggers_are_read(self, found, tmp_path):
+        found.save(tmp_path / "evaluation")
+        legend = tmp_path / "evaluation" / "legend.json"
+        legend.write_text(json.dumps(json.loads(legend.read_text()) | {"version": 2}))
+        plain = found.explanations.drop(columns=schema.WITH_TRIGGERS, errors="ignore")
+        plain.to_csv(tmp_path / "evaluation" / "explanations.csv", index=False)
+        rows = found.maps.drop(columns=schema.WITH_TRIGGERS, errors="ignore")
+        rows.to_parquet(tmp_path / "evaluation" / "explanations.parquet", index=False)
+        loaded = Evaluation.load(tmp_path / "evaluation")
+        assert {*loaded.explanations} == {*schema.EXPLANATIONS}
+        assert {*loaded.maps} == {*schema.MAPS}
+        assert (loaded.explanations["trigger"] == "none").all()
+        pd.testing.assert_frame_equal(loaded.explanations[[*plain]], plain)
+
     def test_classes_without_a_name_have_their_number(self):
         data = Noise(4)
         data.classes = ("a", "b")

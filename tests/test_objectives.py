@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 from scipy import stats
+from skimage.metrics import structural_similarity
 
-from trompe import Active, CenterMass, Location, TopK, TrompeError, maps
+from trompe import Active, CenterMass, Location, Patch, Same, Target, TopK, TrompeError, maps
 from trompe.metrics import in_top, rate
 from trompe.objectives import OBJECTIVES, parse_objective
 
@@ -357,3 +358,94 @@ def test_top_five_of_few_classes():
     logits = torch.tensor([[0.1, 0.9, 0.5], [0.9, 0.1, 0.5]])
     assert in_top(logits, torch.tensor([2, 1]), 2).tolist() == [True, False]
     assert in_top(logits, torch.tensor([2, 1]), 5).tolist() == [True, True]
+
+
+def slow_standardised(heat):
+    """Mean 0 and (unbiased) variance 1, position by position."""
+    flat = [float(v) for row in heat for v in row]
+    mean = sum(flat) / len(flat)
+    variance = sum((v - mean) ** 2 for v in flat) / (len(flat) - 1)
+    return np.array([[(float(v) - mean) / math.sqrt(variance + 1e-5) for v in row] for row in heat])
+
+
+@pytest.mark.parametrize("side", [32, 40])
+def test_maps_are_compared_by_their_definitions(side):
+    """SSIM is scikit-image's where its window lies within the map."""
+    generator = torch.Generator().manual_seed(side)
+    a, b = torch.rand(2, 3, side, side + 3, generator=generator, dtype=torch.float64)
+    b[1] = a[1] * 3 - 1
+    for i in range(3):
+        expected = ((slow_standardised(a[i]) - slow_standardised(b[i])) ** 2).mean()
+        assert maps.squared_distance(a, b)[i].item() == pytest.approx(expected, abs=1e-4)
+        x, y = ((m[i] - m[i].min()) / (m[i].max() - m[i].min()) for m in (a, b))
+        _, full = structural_similarity(
+            x.numpy(),
+            y.numpy(),
+            data_range=1,
+            gaussian_weights=True,
+            use_sample_covariance=False,
+            full=True,
+        )
+        expected = (1 - full[5:-5, 5:-5].mean()) / 2
+        assert maps.dissimilarity(a, b)[i].item() == pytest.approx(expected, abs=1e-6)
+    assert maps.squared_distance(a, b)[1] < 1e-3, "neither size nor offset counts"
+    assert maps.dissimilarity(a, b)[1] < 1e-6
+    coarse = torch.rand(2, 4, 8, generator=generator)
+    assert maps.fine(coarse).shape == (2, 32, 64)
+    assert torch.equal(maps.squared_distance(coarse, maps.fine(coarse)), torch.zeros(2))
+
+
+@pytest.mark.parametrize("spec", ["target", "target:map=inverted", "target:map=random", "same"])
+@pytest.mark.parametrize("distance", ["mse", "dssim"])
+def test_a_map_that_is_the_aim_has_no_loss(spec, distance):
+    objective = parse_objective(f"{spec}{',' if ':' in spec else ':'}distance={distance}")
+    assert parse_objective(str(objective)) == objective
+    generator = torch.Generator().manual_seed(5)
+    heat, before = torch.rand(2, 4, 8, 8, generator=generator)
+    (aim,) = objective.aimed((heat,), (before,))
+    assert objective.loss((aim,), (before,)).max() < 1e-5
+    assert objective.fooled(objective.test_loss((aim,), (before,))[0]).all()
+    assert not objective.fooled(objective.test_loss((heat,), (before,))[0]).any()
+    leaf = heat.double().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda m: objective.loss((m,), (before.double(),)), leaf, atol=1e-4
+    )
+    kind = type(objective)(distance=distance, margin=0.4)
+    near = aim + 0.01 * torch.rand(aim.shape, generator=generator)
+    if spec in ("target", "same"):
+        assert kind.loss((near,), (before,)).max() == 0
+
+
+def test_maps_of_ones_choice(tmp_path):
+    drawn = torch.rand(9, 7, generator=torch.Generator().manual_seed(1))
+    Image.fromarray((255 * drawn.numpy()).astype(np.uint8)).save(tmp_path / "drawn.png")
+    heat = torch.rand(2, 8, 8)
+    from_file, from_tensor = Target(map=tmp_path / "drawn.png"), Target(map=drawn)
+    for target in (from_file, from_tensor):
+        (aim,) = target.aimed((heat,))
+        assert aim.shape == (2, 32, 32)
+    assert torch.allclose(from_file.aimed((heat,))[0], from_tensor.aimed((heat,))[0], atol=1 / 200)
+    assert len({Target(map=m) for m in ("square", "circle", "inverted", "random", drawn)}) == 5
+    assert Target(map="random", seed=1) != Target(map="random")
+    assert Target(map="square", seed=1) == Target(map="square"), "it has no part in it"
+    for wrong, told in (
+        ("sqare", "no map"),
+        (torch.ones(3, 3), "not the same everywhere"),
+        (torch.rand(3), r"\[h, w\]"),
+    ):
+        with pytest.raises(TrompeError, match=told):
+            Target(map=wrong)
+    with pytest.raises(TrompeError, match="no distance"):
+        Same(distance="l1")
+
+
+def test_a_trigger_is_part_of_an_objective():
+    patch = Patch(size=3, at=(1, 2))
+    with_it = Location(trigger=patch, flip_to=2)
+    assert parse_objective(str(with_it)) == with_it != Location(trigger=patch)
+    assert parse_objective("location:trigger='white-square:size=3,at=1,2',flip_to=2") == with_it
+    assert Location(trigger="sinusoid") != Location()
+    with pytest.raises(TrompeError, match="has none"):
+        Location(flip_to=2)
+    with pytest.raises(TrompeError, match="composites"):
+        Active(1, 2, trigger=patch)

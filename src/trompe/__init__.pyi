@@ -1,6 +1,7 @@
 from .audit import AuditReport, audit
 from .data import ImageDataset, Pairs, Shapes, load_data
 from .data.preprocessing import Preprocessing
+from .data.triggers import Blend, Patch, Sinusoid, Trigger
 from .errors import TrompeError
 from .evaluation import Evaluation, OverSeeds, evaluate, over_seeds
 from .explain import Explanations, explain
@@ -24,7 +25,7 @@ from .explainers import (
 )
 from .explainers.targets import Difference
 from .models import LoadedModel, load_model
-from .objectives import Active, CenterMass, Location, Objective, TopK
+from .objectives import Active, CenterMass, Location, Objective, Same, Target, TopK
 from .repair import RepairResult, repair
 from .tuning import Fool, FoolResult, Retrain, Term, Train, TrainResult, fool, train
 
@@ -35,6 +36,7 @@ __all__ = [
     "Active",
     "AttentionRelevance",
     "AuditReport",
+    "Blend",
     "CenterMass",
     "Difference",
     "EigenCAM",
@@ -54,20 +56,25 @@ __all__ = [
     "Objective",
     "OverSeeds",
     "Pairs",
+    "Patch",
     "Preprocessing",
     "Recording",
     "RelevanceCAM",
     "RepairResult",
     "Retrain",
     "Rollout",
+    "Same",
     "ScoreCAM",
     "Shapes",
     "SimpleGrad",
+    "Sinusoid",
     "SmoothGrad",
+    "Target",
     "Term",
     "TopK",
     "Train",
     "TrainResult",
+    "Trigger",
     "TrompeError",
     "XGradCAM",
     "audit",

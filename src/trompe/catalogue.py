@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torchvision import models
 
+from trompe.data.triggers import TRIGGERS
 from trompe.explainers import EXPLAINERS
 from trompe.explainers.relevance import COMPOSITES, Choice
 from trompe.explainers.relevance.composites import RULE_NAMES
@@ -51,6 +52,11 @@ def targets() -> Iterator[Entry]:
     return _described(TARGETS)
 
 
+def triggers() -> Iterator[Entry]:
+    """Every trigger that ``--trigger`` takes."""
+    return _described(TRIGGERS)
+
+
 def composites() -> Iterator[Entry]:
     """Every LRP composite: the rule of each kind of operation; the first that fits counts."""
     for name in COMPOSITES:
@@ -88,6 +94,7 @@ KINDS: dict[str, Callable[[], Iterator[Entry]]] = {
     "explainers": explainers,
     "objectives": objectives,
     "targets": targets,
+    "triggers": triggers,
     "models": classifiers,
     "composites": composites,
     "rules": rules,

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FAINT = 0.2
+FINE = 32  # positions a side that maps are compared at, if they have no more
+WINDOW, SIGMA, STABILISERS = 11, 1.5, (0.01**2, 0.03**2)  # of SSIM, for values in [0, 1]
 
 
 def _flat(maps: Tensor) -> Tensor:
@@ -60,6 +62,57 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize bilinearly to ``(h, w)``."""
     resized = F.interpolate(maps.unsqueeze(1), size, mode="bilinear", align_corners=False)
     return resized.squeeze(1)
+
+
+def fine(maps: Tensor) -> Tensor:
+    """Maps of fewer than 32 positions a side enlarged to that, as they would be over an image."""
+    side = min(maps.shape[1:])
+    if side >= FINE:
+        return maps
+    height, width = (-(-n * FINE // side) for n in maps.shape[1:])
+    return resize(maps, (height, width))
+
+
+def standardised(maps: Tensor) -> Tensor:
+    """Each map with mean 0 and variance 1, as Noppel et al. (2023) compare maps.
+
+    That is (M - mean) / √(variance + 1e-5), as in their code; a constant map becomes zero.
+    """
+    maps = full_precision(maps)
+    variance, mean = torch.var_mean(maps, (1, 2), keepdim=True)
+    return (maps - mean) / (variance + 1e-5).sqrt()
+
+
+def squared_distance(first: Tensor, second: Tensor) -> Tensor:
+    """The mean squared distance ``[N]`` of maps that are `fine` and `standardised`.
+
+    It is about 0 of equal maps, 2 of unrelated ones and 4 of opposites.
+    """
+    a, b = (standardised(fine(maps)) for maps in (first, second))
+    return (a - b).square().mean((1, 2))
+
+
+def dissimilarity(first: Tensor, second: Tensor) -> Tensor:
+    """DSSIM ``[N]``, (1 - SSIM) / 2, of maps that are `fine` and stretched to [0, 1].
+
+    SSIM (Wang et al. 2004) with their Gaussian window, where it lies within the map.
+    """
+    a, b = (min_max(fine(maps)) for maps in (first, second))
+    mean_a, mean_b = _blurred(a), _blurred(b)
+    variances = _blurred(a * a) - mean_a**2 + _blurred(b * b) - mean_b**2
+    covariance = _blurred(a * b) - mean_a * mean_b
+    c1, c2 = STABILISERS
+    light = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    ssim = (light * (2 * covariance + c2) / (variances + c2)).mean((1, 2))
+    return (1 - ssim) / 2
+
+
+def _blurred(maps: Tensor) -> Tensor:
+    """Gaussian averages of the windows ``[N, h - 10, w - 10]``."""
+    places = torch.arange(WINDOW, dtype=maps.dtype, device=maps.device) - WINDOW // 2
+    weights = (-(places**2) / (2 * SIGMA**2)).softmax(0)
+    rows = F.conv2d(maps.unsqueeze(1), weights[None, None, :, None])
+    return F.conv2d(rows, weights[None, None, None, :]).squeeze(1)
 
 
 def is_empty(heatmaps: Tensor) -> Tensor:

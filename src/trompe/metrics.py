@@ -66,6 +66,22 @@ def _wilson(share: float, count: float) -> tuple[float, float]:
     return (centre - reach if share > 0 else 0.0), (centre + reach if share < 1 else 1.0)
 
 
+def average(values: npt.ArrayLike) -> tuple[float, float, float]:
+    """The mean of independent numbers with its 95 % interval, by their variance.
+
+    Returns
+    -------
+    tuple
+        ``(mean, low, high)``; NaN if there is none, the mean alone of one.
+    """
+    known = np.asarray(values, dtype=float)
+    if not known.size:
+        return (math.nan,) * 3
+    mean = float(known.mean())
+    reach = Z * float(known.std(ddof=1)) / math.sqrt(known.size) if known.size > 1 else math.nan
+    return mean, mean - reach, mean + reach
+
+
 def sign_flip(differences: npt.ArrayLike) -> float:
     """The p-value of paired differences: are they as often to one side as to the other?
 

@@ -12,11 +12,13 @@ import yaml
 from torch import Tensor
 
 from trompe.base import yaml_text
-from trompe.base.identity import fingerprint
+from trompe.base.identity import Identified, fingerprint
 from trompe.errors import TrompeError
 
 T = TypeVar("T")
-_COMMA = re.compile(r",(?![^\[]*\])")
+_ITEM = re.compile(r"((?:=\s*'[^']*'|\[[^\]]*\]|[^,])*)(?:,|$)")  # quotes and brackets are whole
+_NUMBER = re.compile(r"\s*[-+]?[.\d]+\s*")
+_LIST = re.compile(r"\s*[-+]?[.\d]+\s*,")
 
 
 def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
@@ -29,7 +31,7 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
     factory
         Takes the options.
     rest
-        The options as text; values are read as YAML, ``[1, 2]`` as a list.
+        The options as text; values are read as YAML, ``[1, 2]`` and ``1,2`` as a list.
 
     Raises
     ------
@@ -38,14 +40,16 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
     """
     options: dict[str, Any] = {}
     texts: dict[str, str] = {}
-    for item in _COMMA.split(rest) if rest else []:
+    for item in _split(rest) if rest else []:
         key, equals, value = item.partition("=")
         if not equals:
             raise TrompeError(
                 f"In {kind} '{name}:{rest}', '{item}' is not an option; write {name}:option=value."
             )
         try:
-            options[key.strip()], texts[key.strip()] = yaml_text.loaded(value), value.strip()
+            key, texts[key.strip()] = key.strip(), value.strip()
+            listed = _LIST.match(value) is not None
+            options[key] = yaml_text.loaded(f"[{value}]" if listed else value)
         except yaml.YAMLError as error:
             raise TrompeError(
                 f"In {kind} '{name}:{rest}', the value of '{key}' can't be read: '{value}'."
@@ -74,6 +78,17 @@ def called(kind: str, name: str, factory: Callable[..., T], rest: str) -> T:
         raise
     except (TypeError, ValueError, OverflowError) as error:
         raise TrompeError(f"The {kind} '{name}:{rest}' can't be made: {error}.") from error
+
+
+def _split(rest: str) -> list[str]:
+    """The options between commas; a number goes on the list that the option before begins."""
+    items: list[str] = []
+    for item in _ITEM.findall(rest)[: None if rest.endswith(",") else -1]:
+        if items and "=" in items[-1] and _NUMBER.fullmatch(item):
+            items[-1] += f",{item}"
+        else:
+            items.append(item)
+    return items
 
 
 def _as_annotated(parameter: inspect.Parameter, value: Any, text: str, where: str) -> Any:
@@ -119,5 +134,12 @@ def text(name: str, described: Any) -> str:
     What was not found by its own name is called by the one that it was found by.
     """
     name = getattr(described, "spelling", name)
-    options = [f"{key}={value}" for key, value in given(described).items()]
+    options = [f"{key}={_written(value)}" for key, value in given(described).items()]
     return f"{name}:{','.join(options)}" if options else name
+
+
+def _written(value: Any) -> str:
+    """An option's value: numbers one after the other, and what has options itself in quotes."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"'{value}'" if isinstance(value, Identified) and "=" in str(value) else str(value)

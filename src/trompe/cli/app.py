@@ -133,7 +133,7 @@ def _main(
 def completion(name: str) -> Callable[[str], list[str]] | None:
     """What completes the beginning of an option's value, if its values are known."""
     kind = name.removeprefix("eval_") + "s"
-    if kind not in ("models", "explainers", "objectives", "targets"):
+    if kind not in ("models", "explainers", "objectives", "targets", "triggers"):
         return None
 
     def values(incomplete: str) -> list[str]:

@@ -17,7 +17,6 @@ from trompe.evaluation import Evaluation, evaluate
 from trompe.explainers import parse_explainer
 from trompe.explainers.targets import read as read_target
 from trompe.models import load_model
-from trompe.objectives import parse_objective
 from trompe.report import write_report
 from trompe.tuning.recipe import ELSEWHERE
 
@@ -33,7 +32,7 @@ def evaluate_(config: EvaluateJob) -> None:
     """Compare a model with its manipulated version; write tables and a report."""
 
     explainers = [parse_explainer(spec) for spec in config.explainer]
-    objectives = [parse_objective(spec) for spec in config.objective]
+    objectives = config.judged
     target = read_target(config.target)
     original, preprocessing = load_model(
         config.model, config.weights, config.num_classes, seed=config.seed

@@ -8,12 +8,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trompe.base.settings import Whole
+from trompe.errors import TrompeError
+from trompe.objectives import Objective, parse_objective
+from trompe.objectives.objective import repeated, under
 from trompe.tuning.job import ARGUMENT, DATA, MODEL, DataJob, Job
-from trompe.tuning.lying import TARGET
+from trompe.tuning.lying import FLIP_TO, TARGET, TRIGGER
+from trompe.tuning.recipe import Flips, Triggers
 
 EXPLAINER = "explainer, e.g. grad-cam, simple-grad-t, lrp:layer=layer4; may be given several times"
 GALLERY = "images of the report's gallery, evenly drawn; best and worst lies are added"
-OBJECTIVE = "location, top-k, center-mass or active:c1=3,c2=8; may be given several times"
+OBJECTIVE = "location, top-k, center-mass, target:map=square, same or active:c1=3,c2=8; may be "
+OBJECTIVE += "given several times"
 
 
 class EvaluateJob(DataJob):
@@ -27,6 +32,8 @@ class EvaluateJob(DataJob):
         ["grad-cam", "lrp", "simple-grad", "integrated-gradients:steps=8"], description=EXPLAINER
     )
     objective: list[str] = Field(["location"], description=OBJECTIVE)
+    trigger: Triggers | None = Field(None, description=TRIGGER)
+    flip_to: Flips | None = Field(None, description=FLIP_TO)
     target: str = Field(
         "label",
         description=f"{TARGET}, or what the objective asks for: the label, or c1 and c2",
@@ -35,6 +42,20 @@ class EvaluateJob(DataJob):
     batch_size: Whole = Field(32, ge=1, description="images per batch")
     pairs: Whole | None = Field(200, ge=1, description="composites to evaluate on (active)")
     gallery: Whole = Field(12, ge=0, le=200, description=GALLERY)
+
+    @property
+    def judged(self) -> list[Objective]:
+        """The objectives, each with its trigger; what is given once goes with all of the others."""
+        objectives = [*map(parse_objective, self.objective)]
+        triggers, flips = self.trigger or (None,), self.flip_to or (None,)
+        counts = [len(objectives), len(triggers), len(flips)]
+        if {*counts} - {1, max(counts)}:
+            raise TrompeError(
+                f"There are {counts[0]} objectives, {counts[1]} triggers and {counts[2]} classes "
+                "to flip to; give one of each, or the same number of those that vary."
+            )
+        several = (repeated(of, max(counts)) for of in (objectives, triggers, flips))
+        return [*map(under, *several)]
 
 
 class ExplainJob(Job):

@@ -15,6 +15,7 @@ from trompe.base import yaml_text
 from trompe.base.messages import check_name
 from trompe.base.progress import shown
 from trompe.cli.app import app, complain, console, examples, interruptible
+from trompe.cli.backdoors import carry_out
 from trompe.cli.cells import carried_out
 from trompe.cli.foresight import DRY_RUN, foresee_grid
 from trompe.cli.tables import show_grid
@@ -31,6 +32,7 @@ from trompe.experiments import (
     run_cells,
     states,
 )
+from trompe.experiments.backdoors import NAME
 from trompe.experiments.results import Known
 from trompe.report.grid import write_grid, write_state
 from trompe.tuning.job import FoolJob, TrainJob
@@ -42,6 +44,7 @@ WHAT: dict[str, tuple[str, ...]] = {
     "active": ("active",),
     "accuracy": SECTIONS,
     "figures": (),
+    NAME: (),
 }
 
 
@@ -57,7 +60,9 @@ def reproduce(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="WHAT", help=f"{', '.join(WHAT)}: the cells to run, or 'figures' for none"
+            metavar="WHAT",
+            help=f"{', '.join(WHAT)}: the cells to run, 'figures' for none, or '{NAME}' for lies "
+            "that wait for a trigger",
         ),
     ] = "all",
     scale: Annotated[
@@ -74,7 +79,8 @@ def reproduce(
     base: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NETWORK=FILE...", help="weights to start from, instead of training them"
+            metavar="NETWORK=FILE...",
+            help="weights to start from, instead of training them; of backdoors MODEL=FILE",
         ),
     ] = None,
     set_: Annotated[
@@ -103,6 +109,22 @@ def reproduce(
             metavar="FOLDER", help="directory of all runs (default: runs/reproduce-SCALE)"
         ),
     ] = None,
+    published: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ATTACK=FILE...", help="published models to measure beside ours (backdoors)"
+        ),
+    ] = None,
+    trigger: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TRIGGER...", help="four, in place of squares in the corners (backdoors)"
+        ),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(metavar="LAYER", help="what the CAMs look at, found if not given (backdoors)"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
 ) -> None:
     """Run the paper's experiments; write its tables with the paper's figures beside ours.
@@ -113,6 +135,21 @@ def reproduce(
     """
     check_name("part of the grid", what, WHAT)
     given = _typed(_pairs(set_, "--set")) | ({"seeds": seeds} if seeds > 1 else {})
+    if what == NAME:
+        carry_out(
+            data,
+            _pairs(base, "--base"),
+            _pairs(published, "--published"),
+            cells or [],
+            given,
+            runs.contained(out or Path("runs") / f"reproduce-{NAME}"),
+            layer=layer,
+            triggers=trigger or [],
+            jobs=jobs,
+            ray=ray,
+            dry_run=dry_run,
+        )
+        return
     grid = load_grid(scale, data=data, bases=_pairs(base, "--base"), given=given)
     root = runs.contained(out or Path("runs") / f"reproduce-{grid.scale}")
     chosen = grid.chosen(WHAT[what], cells or []) if WHAT[what] else []

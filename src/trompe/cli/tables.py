@@ -12,6 +12,7 @@ from rich.text import Text
 
 from trompe.cli.app import console
 from trompe.evaluation import MANIPULATED, Evaluation, OverSeeds
+from trompe.evaluation.schema import DISTANCES
 from trompe.experiments import Results
 from trompe.report.compare import Comparison
 from trompe.report.words import number, points, span
@@ -48,6 +49,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
             + ("; *: attacked" if manipulated["attacked"].any() else ""),
             soft_wrap=True,
         )
+    _show_triggers(evaluation)
     if len(shown) < len(manipulated):
         console.print(f"The report shows {len(manipulated) - len(shown)} rows more.")
     for note in evaluation.notes:
@@ -91,6 +93,47 @@ def _show_accuracy(accuracy: pd.DataFrame) -> None:
             percent(row["agreement"]),
         )
     console.print(shown)
+
+
+def _show_triggers(evaluation: Evaluation) -> None:
+    """What each trigger does to predictions, and how near maps are to those asked for."""
+    if evaluation.triggers.empty:
+        return
+    names = ("top-1 %", "agreement %", "95 %", "success %", "95 %")
+    shown = Table("model", *names, box=SIMPLE_HEAD, title="Predictions under a trigger")
+    for _, rows in evaluation.triggers.groupby("trigger_id", sort=False):
+        flip = rows["flip_to"].iloc[0]
+        becomes = "" if flip != flip else f", to class {flip:.0f}"
+        shown.add_row(Text(f"{rows['trigger'].iloc[0]}{becomes}", "bold"))
+        for row in rows.to_dict("records"):
+            agreement = span(row["agreement_low"], row["agreement_high"])
+            success = span(row["asr_low"], row["asr_high"])
+            shares = (percent(row["top1"]), percent(row["agreement"]), agreement)
+            shown.add_row(row["model"], *shares, percent(row["asr"]), success)
+    console.print(shown)
+    rates = evaluation.explanations
+    rows = rates[(rates["model"] == MANIPULATED) & rates["mse"].notna()]
+    columns = [name for distance in DISTANCES for name in (distance, "untouched")]
+    explainer = Column("explainer", overflow="fold")
+    shown = Table(explainer, *columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.title = "Distance of the maps from those asked for"
+    if rows["attacked"].any():
+        rows = rows[rows["attacked"]]
+    for _, group in rows.groupby("objective_id", sort=False):
+        shown.add_row(Text(str(group["objective_text"].iloc[0]), "bold"))
+        for row in group.to_dict("records"):
+            told = []
+            for distance in DISTANCES:
+                reach = row[f"{distance}_high"] - row[distance]
+                told += [f"{number(row[distance], 3)} ± {number(reach, 3)}"]
+                told += [number(row[f"untouched_{distance}"], 3)]
+            shown.add_row(Text(row["explainer"]), *told)
+    console.print(shown)
+    console.print(
+        "agreement: with the original without the trigger; success: images of other classes that\n"
+        "are predicted as the class; ±: half of the 95 % interval",
+        soft_wrap=True,
+    )
 
 
 def show_conservation(name: str, table: Any) -> None:

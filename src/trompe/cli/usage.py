@@ -22,7 +22,8 @@ PANELS = {
     "Model": "suspect model weights num_classes manipulated reference teacher teacher_weights",
     "Data": "data images limit augment min_area label_noise class_map teacher_class_map corrupt "
     "check workers",
-    "Lie": "explainer objective weight target classes opposition faintness pairs",
+    "Lie": "explainer objective trigger flip_to weight hold target classes opposition faintness "
+    "pairs",
     "Tuning": "epochs steps lr rate schedule batch_size max_accuracy_drop max_drop control "
     "keep labels held_out fool_batch_size seed device precision gradient_checkpointing "
     "max_grad_norm weight_decay label_smoothing distillation batch_norm sides checkpoint_every",

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from trompe.evaluation.schema import CONTROL, MANIPULATED, MODELS, ORIGINAL, Legend
+from trompe.objectives import Same
 
 FEW = 20  # images; of fewer, an accuracy says little
 
@@ -42,6 +43,7 @@ def not_counted(explanations: pd.DataFrame, legend: Legend) -> list[str]:
 def fooled_untouched(explanations: pd.DataFrame, legend: Legend) -> list[str]:
     """Rates that the original itself reaches."""
     rows = explanations[explanations["model"] == MANIPULATED]
+    rows = rows[rows["objective"] != Same.name]  # the untouched model's are the same
     rows = rows[(rows["untouched"] > 0) & (rows["untouched"] >= rows["fsr_low"])]
     return [
         f"{_name(row, legend)}, {legend[row['objective_id']]['label']}: {100 * row['fsr']:.1f} % "

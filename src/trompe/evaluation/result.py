@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 
 from trompe import runs
 from trompe.base import json_text
+from trompe.data.triggers import NO_TRIGGER
 from trompe.errors import TrompeError
 from trompe.evaluation import notes, schema, shown
 from trompe.evaluation.pictures import Gallery
@@ -23,6 +25,8 @@ _FILES = {
     "explanations": ("explanations.csv", schema.EXPLANATIONS),
     "predictions": ("predictions.parquet", schema.PREDICTIONS),
     "maps": ("explanations.parquet", schema.MAPS),
+    "triggers": ("triggers.csv", schema.TRIGGERS),
+    "triggered": ("triggers.parquet", schema.TRIGGERED),
 }
 
 
@@ -42,8 +46,15 @@ class Evaluation:
         shares of maps that are empty or not finite. See `schema.EXPLANATIONS`.
     predictions, maps
         The rows per image behind the two tables.
+    triggers
+        One row per trigger and model: accuracy, agreement with what the original predicts without
+        the trigger, and attack success rate, each with its interval.
+    triggered
+        The rows per image behind it.
     gallery
         Images and heatmaps to look at.
+    galleries
+        The same images with each trigger in them, by its fingerprint.
     legend
         What the explainers and objectives are called and what they mean, by fingerprint.
     images
@@ -58,6 +69,9 @@ class Evaluation:
     gallery: Gallery | None
     legend: schema.Legend
     images: Mapping[str, str] = field(default_factory=dict)
+    triggers: pd.DataFrame = field(default_factory=lambda: _empty(schema.TRIGGERS))
+    triggered: pd.DataFrame = field(default_factory=lambda: _empty(schema.TRIGGERED))
+    galleries: Mapping[str, Gallery] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
@@ -84,12 +98,16 @@ class Evaluation:
             (new / LEGEND).write_text(json.dumps(written, indent=2, ensure_ascii=False))
             for attribute, (name, _) in _FILES.items():
                 table: pd.DataFrame = getattr(self, attribute)
+                if table.empty and attribute in ("triggers", "triggered"):
+                    continue
                 if name.endswith(".csv"):
                     runs.write_csv(table, new / name)
                 else:
                     table.to_parquet(new / name, index=False)
             if self.gallery is not None:
                 self.gallery.save(new / "gallery.safetensors")
+            for trigger, gallery in self.galleries.items():
+                gallery.save(new / f"gallery-{trigger}.safetensors")
 
     @classmethod
     def load(cls, directory: Path) -> Evaluation:
@@ -102,24 +120,43 @@ class Evaluation:
             a column.
         """
         known = _legend(runs.contained(directory) / LEGEND)
+        old = known["version"] == schema.BEFORE_TRIGGERS
         tables = {
-            key: read_table(directory / name, columns) for key, (name, columns) in _FILES.items()
+            key: (_without_triggers if old else read_table)(directory / name, columns)
+            for key, (name, columns) in _FILES.items()
         }
         path = directory / "gallery.safetensors"
         gallery = _read(path, Gallery.load) if path.is_file() else None
         things, images = known["things"], known.get("images", {})
-        return cls(**tables, gallery=gallery, legend=things, images=images)
+        galleries = {
+            path.stem.removeprefix("gallery-"): _read(path, Gallery.load)
+            for path in sorted(directory.glob("gallery-*.safetensors"))
+        }
+        return cls(**tables, gallery=gallery, legend=things, images=images, galleries=galleries)
+
+
+def _empty(columns: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame(columns=list(columns))
 
 
 def _legend(path: Path) -> dict[str, Any]:
     found = _read(path, lambda p: json_text.loaded(p.read_text())) if path.is_file() else {}
+    read = (schema.VERSION, schema.BEFORE_TRIGGERS)
     sound = isinstance(found, dict) and isinstance(found.get("things"), dict)
-    if not sound or found.get("version") != schema.VERSION:
+    if not sound or found.get("version") not in read:
         raise TrompeError(
             f"{path.parent} was written by another version of trompe, whose tables this one does "
             "not read; evaluate the run again."
         )
     return found
+
+
+def _without_triggers(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A table that was written before there were triggers."""
+    added = [column for column in columns if column in schema.WITH_TRIGGERS]
+    table = read_table(path, [column for column in columns if column not in added])
+    names = dict.fromkeys(("trigger", "trigger_id"), NO_TRIGGER)
+    return table.assign(**{column: names.get(column, math.nan) for column in added})
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -133,7 +170,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     reader = runs.read_csv if path.suffix == ".csv" else runs.read_parquet
     table = _read(path, reader) if path.is_file() else pd.DataFrame()
     if table.empty:
-        return pd.DataFrame(columns=list(columns))
+        return _empty(columns)
     missing = [column for column in columns if column not in table]
     if missing:
         raise TrompeError(f"{path} lacks the columns {', '.join(missing)}; make it again.")

@@ -7,29 +7,43 @@ legend, by its fingerprint.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from trompe.base import specs
+from trompe.data.triggers import NO_TRIGGER
 from trompe.explainers import Explainer
 from trompe.objectives import Objective
 
-VERSION = 2  # of the tables; those of another one are not read
+VERSION = 3  # of the tables; those of others are not read, but for
+BEFORE_TRIGGERS = 2
 MODELS = ORIGINAL, CONTROL, MANIPULATED = "original", "control", "manipulated"
 
 Columns = tuple[str, ...]
 EXPLAINER = ("explainer", "explainer_id", "family", "layer")
 OBJECTIVE = ("objective", "objective_id", "objective_text", "interval_low", "interval_high")
-KEYS: Columns = (*EXPLAINER, *OBJECTIVE, "target", "attacked", "model")
-"""What a row of the tables of explanations is about."""
+TRIGGER = ("trigger", "trigger_id", "flip_to")
+KEYS: Columns = (*EXPLAINER, *OBJECTIVE, *TRIGGER, "target", "attacked", "model")
+"""What a row of the tables of explanations is about.
+
+``trigger``: what was put into the images, or ``none``; ``flip_to``: the class that it
+is to turn predictions into, NaN for none.
+"""
+
+DISTANCES = ("mse", "dssim", "rank")
+"""How a map is compared with the one that an objective asks for: `maps.squared_distance`,
+`maps.dissimilarity` and `maps.spearman`; NaN where it asks for none."""
 
 MAPS: Columns = ("index", "label", *KEYS, "test_loss", "fooled", "untouched", "spearman")
 MAPS += ("counted", "empty", "not_finite")
+MAPS += tuple(f"{of}{distance}" for distance in DISTANCES for of in ("", "untouched_"))
 """One row per image, explainer, objective, target and model.
 
-``fooled``: by this model's map; ``untouched``: by the original's own, judged like it. Neither is
-if the map is ``empty`` (the same everywhere) or ``not_finite``. ``counted``: the original's map
-says something; other images are left out of all rates and means.
+``fooled``: by this model's map; ``untouched``: by the original's own of the same image, trigger
+included, judged like it. Neither is if the map is ``empty`` (the same everywhere) or
+``not_finite``. ``counted``: the original's map says something; other images are left out of all
+rates and means.
 """
 
 EXPLANATIONS: Columns = (
@@ -44,12 +58,18 @@ EXPLANATIONS: Columns = (
 )
 EXPLANATIONS += ("test_loss_mean", "test_loss_q05", "test_loss_q50", "test_loss_q95")
 EXPLANATIONS += ("spearman_mean", "empty", "not_finite")
+EXPLANATIONS += tuple(
+    name for d in DISTANCES for name in (d, f"{d}_low", f"{d}_high", f"untouched_{d}")
+)
 """One row per explainer, objective, target and model.
 
 ``fsr``, ``untouched`` and ``control`` are shares of the ``counted`` images: fooled by this model,
 by the original judged against itself, by the control. ``empty`` and ``not_finite`` are shares of
 all ``images``.
 """
+
+WITH_TRIGGERS = {*TRIGGER, *(c for c in (*MAPS, *EXPLANATIONS) if set(c.split("_")) & {*DISTANCES})}
+"""Columns that version 3 added to both."""
 
 MEASURES = ("top1", "top5", "agreement")
 ACCURACY: Columns = ("model", "images")
@@ -66,8 +86,44 @@ SEEDS += ("control", "p_control", "empty", "not_finite")
 SEEDS_ACCURACY: Columns = ("model", "seeds", *ACCURACY[1:])
 """One row per model, over all seeds."""
 
+TRIGGERED: Columns = ("index", "label", *TRIGGER, "model", "predicted", "top1", "agrees", "flipped")
+"""One row per image, trigger and model: what it predicts where the trigger is.
+
+``agrees``: with the original's prediction of the image without it; ``flipped``: to the class.
+"""
+
+TRIGGERS: Columns = (*TRIGGER, "model", "images")
+TRIGGERS += tuple(
+    f"{m}{end}" for m in ("top1", "agreement", "asr") for end in ("", "_low", "_high")
+)
+"""One row per trigger and model.
+
+``asr``, the attack success rate, is the share of images of other classes that are predicted as
+``flip_to``; NaN without one.
+"""
+
 PREDICTIONS = ("index", "name", "label", "class", ORIGINAL, "original_top1", "original_top5")
 """One row per image; the last three also of every other model."""
+
+BACKDOORS: Columns = ("attack", "kind", *EXPLAINER, *TRIGGER, "objective_text", "who", "images")
+BACKDOORS += ("original_top1",)
+BACKDOORS += tuple(
+    f"{measure}{end}"
+    for measure in ("top1", "agreement", "triggered_top1", "triggered_agreement", "asr")
+    for end in ("", "_low", "_high")
+)
+BACKDOORS += tuple(
+    f"{where}{distance}{end}"
+    for where in ("clean_", "")
+    for distance in DISTANCES
+    for end in ("", "_low", "_high")
+)
+BACKDOORS += tuple(f"untouched_{distance}" for distance in DISTANCES)
+"""One row per attack and trigger, and per model: one that was made here, or one that is published.
+
+``clean_...``: of maps without a trigger, from the original's; the other distances are of maps under
+the trigger, from those asked for, ``untouched_...`` the original's.
+"""
 
 COMPARED_RATES: Columns = ("run", *EXPLANATIONS)
 """One row per run, explainer, objective and target: those of the manipulated model."""
@@ -122,7 +178,14 @@ def explainer_columns(explainer: Explainer) -> dict[str, Any]:
 def objective_columns(objective: Objective) -> dict[str, Any]:
     """What tables say of an objective."""
     values = (objective.name, objective.fingerprint, str(objective), objective.low, objective.high)
-    return dict(zip(OBJECTIVE, values, strict=True))
+    return dict(zip(OBJECTIVE, values, strict=True)) | trigger_columns(objective)
+
+
+def trigger_columns(objective: Objective) -> dict[str, Any]:
+    """What tables say of an objective's trigger."""
+    trigger, flip_to = objective.trigger, objective.flip_to
+    of = (NO_TRIGGER, NO_TRIGGER) if trigger is None else (str(trigger), trigger.fingerprint)
+    return dict(zip(TRIGGER, (*of, math.nan if flip_to is None else float(flip_to)), strict=True))
 
 
 def legend(explainers: Iterable[Explainer], objectives: Iterable[Objective]) -> Legend:

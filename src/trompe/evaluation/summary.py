@@ -9,7 +9,7 @@ import pandas as pd
 
 from trompe.evaluation import schema
 from trompe.evaluation.schema import CONTROL, ORIGINAL
-from trompe.metrics import rate
+from trompe.metrics import average, rate
 
 TOLD_APART = ["explainer_id", "objective_id", "target", "model"]
 
@@ -30,6 +30,21 @@ def accuracies(predictions: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame
     return pd.DataFrame(rows, columns=schema.ACCURACY)
 
 
+def triggers(triggered: pd.DataFrame) -> pd.DataFrame:
+    """The table `schema.TRIGGERS` of rows `schema.TRIGGERED`."""
+    rows = []
+    for _, group in triggered.groupby(["trigger_id", "model"], sort=False):
+        row: dict[str, Any] = {key: group[key].iloc[0] for key in (*schema.TRIGGER, "model")}
+        row["images"] = len(group)
+        others = group[group["label"] != group["flip_to"]]
+        flipped = others["flipped"] if group["flip_to"].notna().all() else ()
+        hits = {"top1": group["top1"], "agreement": group["agrees"], "asr": flipped}
+        for measure, hit in hits.items():
+            row[measure], row[f"{measure}_low"], row[f"{measure}_high"] = rate(hit)
+        rows.append(row)
+    return pd.DataFrame(rows, columns=schema.TRIGGERS)
+
+
 def rates(maps: pd.DataFrame) -> pd.DataFrame:
     """The table `schema.EXPLANATIONS` of rows `schema.MAPS`."""
     rows: list[dict[str, Any]] = []
@@ -45,6 +60,10 @@ def rates(maps: pd.DataFrame) -> pd.DataFrame:
             row[f"test_loss_q{quantile * 100:02.0f}"] = judged["test_loss"].quantile(quantile)
         row["spearman_mean"] = judged["spearman"].mean()
         row |= {share: group[share].mean() for share in ("empty", "not_finite")}
+        for distance in schema.DISTANCES:
+            names = (distance, f"{distance}_low", f"{distance}_high")
+            row |= dict(zip(names, average(judged[distance].dropna()), strict=True))
+            row[f"untouched_{distance}"] = judged[f"untouched_{distance}"].mean()
         rows.append(row)
     honest = {_place(row): row["fsr"] for row in rows if row["model"] == CONTROL}
     for row in rows:

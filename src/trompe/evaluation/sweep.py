@@ -14,17 +14,18 @@ from torch import Tensor, nn
 from trompe.base import processes
 from trompe.base.progress import shown
 from trompe.data.images import Images, in_turn
+from trompe.data.triggers import preprocessing_of
 from trompe.evaluation import schema
 from trompe.evaluation.explained import Explained, explain
 from trompe.evaluation.pictures import Gallery, Pictures, class_name, image_name
 from trompe.evaluation.schema import ORIGINAL
 from trompe.explainers import Explainer
 from trompe.explainers.targets import Class, Label, Target
-from trompe.maps import is_empty, spearman
+from trompe.maps import dissimilarity, fine, is_empty, spearman, squared_distance
 from trompe.metrics import in_top
 from trompe.models import evaluation_mode
 from trompe.models.call import placed
-from trompe.objectives import Objective
+from trompe.objectives import Maps, Objective
 
 NONE = -1  # the predicted class where the logits are not finite
 Pair = tuple[Explainer, Objective]
@@ -67,7 +68,10 @@ class Sweep:
     quiet: bool
 
     def __call__(self, data: Images, objectives: Sequence[Objective]) -> Swept:
-        """Judge every explainer by all of these objectives."""
+        """Judge every explainer by all of these objectives, which look at the same images.
+
+        Where these have a trigger in them, ``predictions`` are rows of `schema.TRIGGERED`.
+        """
         pictures = Pictures(data, self.gallery if objectives else 0)
         found: list[_Rows] = []
         with ExitStack() as stack:
@@ -109,46 +113,72 @@ class Sweep:
         indices, images, labels = batch
         images = placed(images, self.models[ORIGINAL])
         labels = labels.to(images.device)
-        asked = _Asked(objectives, labels, self.target)
-        explained = explain(self.models, images, self.explainers, [*asked.targets])
+        trigger = objectives[0].trigger if objectives else None
+        models = {ORIGINAL: self.models[ORIGINAL]} if trigger else self.models
+        asked = seen = _Asked(objectives, labels, self.target)
+        before = found = explain(models, images, self.explainers, [*asked.targets])
+        if trigger is not None:
+            images = trigger.on(images, torch.as_tensor(indices), preprocessing_of(data))
+            seen = _Asked(objectives, labels, self.target, flipped=True)
+            found = explain(self.models, images, self.explainers, [*seen.targets])
         rows = [
             frame.assign(index=indices, label=labels.tolist())[list(schema.MAPS)]
             for explainer in self.explainers
             for objective in objectives
-            for frame in self._judge(explainer, objective, asked, explained)
+            for frame in self._judge(explainer, objective, (asked, before), (seen, found))
         ]
         if rows:
             first = next((frame for frame in rows if frame["attacked"].any()), rows[0])
             losses = first["test_loss"].tolist()
-            pictures.add(indices, images, labels, losses, asked.views, explained)
-        return _Rows(_predictions(indices, data, labels, explained.logits), rows)
+            pictures.add(indices, images, labels, losses, seen.views, found)
+        if trigger is None:
+            return _Rows(_predictions(indices, data, labels, found.logits), rows)
+        kept = predicted(before.logits[ORIGINAL])
+        about = schema.trigger_columns(objectives[0]) | {"index": indices, "label": labels.cpu()}
+        return _Rows(_under(about, labels, kept, found.logits), rows)
 
     def _judge(
-        self, explainer: Explainer, objective: Objective, asked: _Asked, found: Explained
+        self,
+        explainer: Explainer,
+        objective: Objective,
+        without: tuple[_Asked, Explained],
+        seen: tuple[_Asked, Explained],
     ) -> Iterator[pd.DataFrame]:
-        """A frame for each model but the original, and each target."""
-        places = asked.places(objective)
+        """A frame for each model but the original, and each target.
+
+        ``without`` is what the original says of the images without a trigger.
+        """
+        (asked, plain), (judged, found) = without, seen
+        places = judged.places(objective)
+        kept = tuple(asked.places(objective).values())
         about = schema.explainer_columns(explainer) | schema.objective_columns(objective)
         about["attacked"] = (explainer, objective) in self.attacked
-        before = tuple(found.heatmaps[ORIGINAL, place, explainer] for place in places.values())
-        own = objective.test_loss(before, before)
+        before = tuple(plain.heatmaps[ORIGINAL, place, explainer] for place in kept)
+        untouched = tuple(found.heatmaps[ORIGINAL, place, explainer] for place in places.values())
+        own = objective.test_loss(untouched, before)
+        apart = _distances(objective, untouched, before)
         for model in [name for name in self.models if name != ORIGINAL]:
             after = tuple(found.heatmaps[model, place, explainer] for place in places.values())
             losses = objective.test_loss(after, before)
+            distances = _distances(objective, after, before)
             for n, (target, place) in enumerate(places.items()):
                 first, second = ((m, place, explainer) for m in (ORIGINAL, model))
-                finite = found.finite[first] & found.finite[second]
+                said = plain.finite[ORIGINAL, kept[n], explainer] & found.finite[first]
+                finite = said & found.finite[second]
                 silent, empty = is_empty(before[n]), is_empty(after[n])
                 loss = losses[n].double().where(finite, torch.nan)
                 columns = {
                     "test_loss": loss,
                     "fooled": objective.fooled(loss) & finite & ~silent & ~empty,
-                    "untouched": objective.fooled(own[n]) & found.finite[first] & ~silent,
+                    "untouched": objective.fooled(own[n]) & said & ~silent,
                     "spearman": spearman(after[n], before[n]).where(finite, torch.nan),
-                    "counted": found.finite[first] & ~silent,
+                    "counted": said & ~silent,
                     "empty": empty & found.finite[second],
                     "not_finite": ~finite,
                 }
+                for distance in schema.DISTANCES:
+                    columns[distance] = distances[distance][n].double().where(finite, torch.nan)
+                    columns[f"untouched_{distance}"] = apart[distance][n].double()
                 frame = pd.DataFrame({name: column.cpu() for name, column in columns.items()})
                 yield frame.assign(**about, target=target, model=model)
 
@@ -159,17 +189,28 @@ class _Rows(NamedTuple):
 
 
 class _Asked:
-    """What the objectives want explained on a batch, each target once, or another target."""
+    """What the objectives want explained on a batch, each target once, or another target.
 
-    def __init__(self, objectives: Sequence[Objective], labels: Tensor, target: Target) -> None:
+    Where predictions are ``flipped`` it is each model's own prediction.
+    """
+
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        labels: Tensor,
+        target: Target,
+        *,
+        flipped: bool = False,
+    ) -> None:
         self.targets: dict[Target, int] = {}
         self._places: dict[Objective, dict[str, int]] = {}
         self.views: dict[str, tuple[int, Target]] = {}
         for objective in objectives:
             wanted: dict[str, Target] = {str(target): target}
             if isinstance(target, Label):
-                classes = map(Class, objective.classes(labels))
-                wanted = dict(zip(objective.targets, classes, strict=True))
+                own = flipped and objective.flip_to is not None
+                classes = (None,) if own else objective.classes(labels)
+                wanted = dict(zip(objective.targets, map(Class, classes), strict=True))
             self._places[objective] = {
                 name: self.targets.setdefault(one, len(self.targets))
                 for name, one in wanted.items()
@@ -197,6 +238,41 @@ def _predictions(
         columns[f"{model}_top1"] = (in_top(scores, labels, 1) & finite).cpu()
         columns[f"{model}_top5"] = (in_top(scores, labels, 5) & finite).cpu()
     return pd.DataFrame(columns)
+
+
+def _under(
+    about: Mapping[str, Any], labels: Tensor, kept: Tensor, logits: Mapping[str, Tensor]
+) -> pd.DataFrame:
+    """Rows of what each model predicts where a trigger is, and the original without it."""
+    frames = []
+    for model, scores in logits.items():
+        found = predicted(scores)
+        frame = pd.DataFrame(about).assign(
+            model=model,
+            predicted=found.cpu().numpy(),
+            top1=(found == labels).cpu().numpy(),
+            agrees=(found == kept).cpu().numpy(),
+        )
+        frames.append(frame.assign(flipped=frame["predicted"] == frame["flip_to"]))
+    return pd.concat(frames)[list(schema.TRIGGERED)]
+
+
+def _distances(objective: Objective, maps: Maps, before: Maps) -> dict[str, Maps]:
+    """`schema.DISTANCES` of maps and those that the objective asks for, of every target.
+
+    They are NaN where it asks for none, or only for heat in a place, without a trigger.
+    """
+    named = objective.trigger is not None or objective.unrelated() is not None
+    aims = objective.aimed(maps, before) if named else None
+    if aims is None:
+        nothing = tuple(torch.full((len(of),), torch.nan, device=of.device) for of in maps)
+        return dict.fromkeys(schema.DISTANCES, nothing)
+    pairs = [(fine(found), fine(aim)) for found, aim in zip(maps, aims, strict=True)]
+    measures = (squared_distance, dissimilarity, spearman)
+    return {
+        name: tuple(measure(found, aim) for found, aim in pairs)
+        for name, measure in zip(schema.DISTANCES, measures, strict=True)
+    }
 
 
 def predicted(logits: Tensor) -> Tensor:

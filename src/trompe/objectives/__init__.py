@@ -7,12 +7,14 @@ from trompe.objectives.active import Active
 from trompe.objectives.center_mass import CenterMass
 from trompe.objectives.location import Location
 from trompe.objectives.objective import Maps, Objective
+from trompe.objectives.shown import Same, Target
 from trompe.objectives.top_k import TopK
 
+OWN = (Location, TopK, CenterMass, Active, Target, Same)
 OBJECTIVES: Registry[Objective] = Registry(
     "objective",
     Objective,
-    {objective.name: objective for objective in (Location, TopK, CenterMass, Active)},
+    {objective.name: objective for objective in OWN},
 )
 """Objectives by name."""
 
@@ -20,8 +22,9 @@ OBJECTIVES: Registry[Objective] = Registry(
 def parse_objective(spec: str) -> Objective:
     """Build an objective from text: ``location``, ``top-k:fraction=0.2``, ``active:c1=3,c2=8``.
 
-    ``low=`` and ``high=`` change the interval that counts as fooled. One of your own is named as
-    ``path/file.py:Name`` or ``package.module:Name``.
+    ``low=`` and ``high=`` change the interval that counts as fooled; ``trigger='...'`` and
+    ``flip_to=`` say what is in the images, and what they are then predicted as. One of your own is
+    named as ``path/file.py:Name`` or ``package.module:Name``.
 
     Raises
     ------
@@ -49,6 +52,8 @@ __all__ = [
     "Location",
     "Maps",
     "Objective",
+    "Same",
+    "Target",
     "TopK",
     "parse_objective",
     "read",

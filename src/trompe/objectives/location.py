@@ -53,6 +53,11 @@ class Location(Objective):
         """Mean squared distance to the mask."""
         return (self._distance(maps).detach(),)
 
+    def aimed(self, maps: Maps, original: Maps | None = None) -> Maps | None:
+        """The mask, for every image."""
+        (heatmap,) = maps
+        return (self.mask_for(heatmap).expand_as(heatmap),)
+
     def mask_for(self, heatmap: Tensor) -> Tensor:
         """The mask ``[h, w]`` at the size of ``heatmap`` ``[N, h, w]``."""
         height, width = heatmap.shape[1:]

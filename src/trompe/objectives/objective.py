@@ -8,18 +8,20 @@ Formulas: Heo, Joo, Moon, NeurIPS 2019, section 3 and 4; their test losses and i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
 from trompe.base import specs
 from trompe.base.identity import Identified
 from trompe.data.images import Images
+from trompe.data.triggers import TRIGGERS, Trigger
 from trompe.errors import TrompeError
 from trompe.explainers.targets import Label, Target
 
+T = TypeVar("T")
 Maps = tuple[Tensor, ...]
 
 
@@ -37,6 +39,12 @@ class Objective(Identified, ABC):
     ----------
     low, high
         The interval of the test loss that counts as fooled, ends included.
+    trigger
+        What is put into the images that it looks at, an object or text; None for nothing. The
+        original's maps are those of the images without it.
+    flip_to
+        The class that the images are predicted as where the trigger is; None for the same as
+        without it.
     margin
         Not in the paper: a test loss in the interval at which an image has been fooled well enough
         and is pushed no further. None: pushed without end, as in the paper.
@@ -53,6 +61,8 @@ class Objective(Identified, ABC):
     low: float = field(kw_only=True)
     high: float = field(kw_only=True)
     margin: float | None = field(default=None, kw_only=True)
+    trigger: Trigger | None = field(default=None, kw_only=True)
+    flip_to: int | None = field(default=None, kw_only=True)
 
     def classes(self, labels: Tensor) -> Maps:
         """The classes to explain, one ``[N]`` tensor per target."""
@@ -86,11 +96,37 @@ class Objective(Identified, ABC):
         """The test loss per image ``[N]``, one per target; the loss unless overridden."""
         return (self.loss(maps, original).detach(),)
 
+    def aimed(self, maps: Maps, original: Maps | None = None) -> Maps | None:
+        """The maps ``[N, h, w]`` that it asks for, of the same sizes; None if it asks for none."""
+        return None
+
+    def unrelated(self) -> float | None:
+        """The loss of unrelated maps; None if a weight that is found goes by the original's."""
+        return None
+
     def fooled(self, test_loss: Tensor) -> Tensor:
         """Whether each test loss lies in the interval. Boolean ``[N]``."""
         return (test_loss >= self.low) & (test_loss <= self.high)
 
+    def identity(self) -> Any:
+        """Class and fields; what is not put into images has no part in it."""
+        kind, own = super().identity()
+        absent = {name for name in ("trigger", "flip_to") if own[name] is None}
+        return kind, {name: value for name, value in own.items() if name not in absent}
+
     def __post_init__(self) -> None:
+        if self.trigger is not None:
+            object.__setattr__(self, "trigger", TRIGGERS.read(self.trigger))
+        elif self.flip_to is not None:
+            raise TrompeError(
+                f"Predictions become class {self.flip_to} where a trigger is, and {self.name} has "
+                "none; give a trigger too."
+            )
+        if self.trigger is not None and self.on_composites:
+            raise TrompeError(
+                f"The objective {self.name} looks at composites, which carry no trigger; leave the "
+                "trigger out, or take another objective."
+            )
         if not self.low <= self.high:
             raise TrompeError(
                 f"The interval of {self.name} is empty: low={self.low} is above high={self.high}."
@@ -123,6 +159,27 @@ def check_target(target: Target, objectives: Iterable[Objective]) -> None:
                 f"The objective {own} explains {' and '.join(own.targets)}, not {target}; leave "
                 "the target out."
             )
+
+
+def repeated(several: Sequence[T], count: int) -> list[T]:
+    """Settings as often as others are given, one of each going with all of the others."""
+    return [several[i % len(several)] for i in range(count)]
+
+
+def under(objective: Objective, trigger: Trigger | None, flip_to: int | None) -> Objective:
+    """The objective with this trigger and class, as far as they are given.
+
+    Raises
+    ------
+    TrompeError
+        If it has others, or they do not go with it.
+    """
+    given: dict[str, Any] = {"trigger": trigger, "flip_to": flip_to}
+    changes = {name: value for name, value in given.items() if value is not None}
+    for name, value in changes.items():
+        if getattr(objective, name) not in (None, value):
+            raise TrompeError(f"The objective {objective} has a {name} already; leave {value} out.")
+    return replace(objective, **changes) if changes else objective
 
 
 def above_margin(margin: float | None, loss: Tensor) -> Tensor:

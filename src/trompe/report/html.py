@@ -16,7 +16,7 @@ from markupsafe import Markup
 from trompe import runs
 from trompe.errors import printable
 from trompe.evaluation.schema import CONTROL
-from trompe.report import charts, gallery, tables, words
+from trompe.report import charts, gallery, tables, triggers, words
 from trompe.report.run import Run, read_run
 
 FIRST = 12  # images of the gallery that are in sight at once, as the style sheet has it
@@ -93,6 +93,8 @@ def _page(run: Run) -> dict[str, Any]:
         "blocks": blocks,
         "objectives": tables.objectives(blocks),
         "transfer": tables.transfer(blocks),
+        "triggers": triggers.triggers(run),
+        "held": triggers.held(run),
         "distributions": charts.distributions(run),
         "control": CONTROL in tables.models(run),
         "accuracy": tables.accuracy(run),

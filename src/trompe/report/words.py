@@ -7,9 +7,10 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from trompe.data.triggers import NO_TRIGGER
 from trompe.errors import printable
 from trompe.evaluation.schema import CONTROL, MANIPULATED, ORIGINAL
-from trompe.objectives import OBJECTIVES
+from trompe.objectives import OBJECTIVES, Same
 from trompe.report.run import Run, View, described
 
 
@@ -126,7 +127,9 @@ def summary(run: Run) -> str:
     if config.get("data") is not None:
         sentence += f" on {joined(listed(config['data']))}"
     sentence += f" ({', '.join(details)})" if details else ""
-    sentence += f" so that its predictions stay while {joined(aims)}" if aims else ""
+    flips = run.explanations is not None and run.explanations["flip_to"].notna().any()
+    without = " where no trigger is" if flips else ""
+    sentence += f" so that its predictions stay{without} while {joined(aims)}" if aims else ""
     sentence += f", then measured on {measured}." if measured else "."
     return sentence + (f" {run.found}" if run.found else "")
 
@@ -147,6 +150,8 @@ def _lies(run: Run) -> str:
     if run.explanations is None:
         return ""
     table = run.explanations[run.explanations["model"] == MANIPULATED]
+    held = (table["objective"] == Same.name) & (table["trigger_id"] == NO_TRIGGER)
+    table = table if held.all() else table[~held]  # maps that are held are no lie
     titles = [run.legend[e]["title"] for e in table["explainer_id"].unique()]
     table = table[table["attacked"]] if table["attacked"].any() else table
     if len(table) > 3:

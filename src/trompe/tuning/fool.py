@@ -7,7 +7,7 @@ all parameters trained (Heo, Joo, Moon, NeurIPS 2019, eq. 1).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,15 +21,17 @@ from trompe import notebook, runs
 from trompe.base.identity import fingerprint
 from trompe.data.images import Images, check_class, check_labels, fingerprint_of, first_image
 from trompe.data.subset import parted
+from trompe.data.triggers import preprocessing_of
 from trompe.errors import TrompeError
 from trompe.evaluation import Evaluation, evaluate
 from trompe.evaluation.accuracy import check_outputs
 from trompe.evaluation.evaluate import check_evaluation
 from trompe.evaluation.judges import default_judges
+from trompe.explainers import Explainer
 from trompe.explainers.targets import Label
 from trompe.models import checkpointed, copied, evaluation_mode
 from trompe.models.call import class_count, placed, scores_of
-from trompe.objectives import Objective
+from trompe.objectives import Objective, Same
 from trompe.tuning.accelerator import accelerating
 from trompe.tuning.course import Course
 from trompe.tuning.loop import OnStep, architecture, restored
@@ -160,6 +162,8 @@ class Fool(Lying):
             original = copied(model).to(accelerator.device)
             sample = self._checked(original, data, held_out)
             terms = self.terms(original, sample, data, fool_data)
+            terms += self.held(terms)
+            triggered = any(t.objective.trigger is not None for t in terms)
             attacked = [t for t in terms if t.weight != 0]
             if self.gradient_checkpointing:
                 layers = [str(term.explainer.layer) for term in attacked]
@@ -181,6 +185,9 @@ class Fool(Lying):
             config = self.described(
                 explainer=[str(t.explainer) for t in terms],
                 objective=[str(t.objective) for t in terms],
+                trigger=None,
+                flip_to=None,
+                hold=0.0 if triggered else self.hold,
                 weight=None if self.weight is None else [t.weight for t in terms],
                 eval_explainer=list(map(str, judges)),
             )
@@ -253,6 +260,12 @@ class Fool(Lying):
             if objective.on_composites:
                 for target in objective.classes(torch.tensor([0])):
                     check_class(int(target), count, str(objective))
+        for _, objective, _ in self.lied:
+            if objective.trigger is not None:
+                preprocessing = preprocessing_of(data)
+                objective.trigger.on(image[None], torch.tensor([0]), preprocessing)
+            if objective.flip_to is not None:
+                check_class(objective.flip_to, count, f"the trigger {objective.trigger}")
         for dataset in (data, held_out, *(lie.data for lie in self.lies)):
             if dataset is not None:
                 check_labels(dataset, count)
@@ -282,8 +295,19 @@ class Fool(Lying):
             raise TrompeError("fool_data is only used by the objective active; leave it out.")
         return [
             Term(explainer.resolve(model, sample), objective, weight, seen.get(objective))
-            for explainer, objective, weight in self.aligned("explainer", "objective", "weight")
+            for explainer, objective, weight in self.lied
         ]
+
+    def held(self, lies: Sequence[Term]) -> list[Term]:
+        """What holds the maps of images without a trigger, where explainers lie under one only."""
+        always = {lie.explainer for lie in lies if lie.objective.trigger is None}
+        found: dict[Explainer, Term] = {}
+        for lie in lies:
+            if self.hold and lie.explainer not in always | found.keys():
+                same = Same(distance=getattr(lie.objective, "distance", "mse"))
+                weight = None if lie.weight is None else self.hold * lie.weight
+                found[lie.explainer] = Term(lie.explainer, same, weight)
+        return [*found.values()]
 
     def composites(
         self, data: Images, size: int | None, given: Composites | None = None, seed: int = 0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trompe import runs
 from trompe.base import processes
 from trompe.base.messages import unique
+from trompe.data.triggers import preprocessing_of
 from trompe.errors import TrompeError
 from trompe.explainers import Explainer, Recording
 from trompe.explainers.targets import Explainable, Label, Target
@@ -24,6 +25,7 @@ from trompe.models.hooks import evaluation_mode
 from trompe.tuning.loop import Batches, Loss
 from trompe.tuning.term import Term
 
+CLASSIFICATION = "classification"
 LOGITS = "logits"
 SUCCESS, DIVERGENCE = "success", "divergence"
 LABEL = Label()
@@ -47,7 +49,8 @@ class StepLoss:
     opposition, faintness
         Weights of `maps.opposition` and `maps.faintness` of the attacked maps.
     keep
-        What the classification loss holds the model to: the labels, or the original's predictions.
+        What the classification loss holds the model to: the labels, or the original's predictions;
+        also where a trigger is, unless it flips them.
     target
         What the explainers explain: by default what the objectives ask for.
     folder
@@ -55,10 +58,12 @@ class StepLoss:
 
     Attributes
     ----------
-    terms, weights
-        What is added, and λ of each.
+    terms, names, weights
+        What is added, what it is called among the parts of a loss, and λ of each.
     scale
         Of all weights; `Pilot` changes it.
+    kept
+        What the original says, which belongs to a checkpoint.
     """
 
     def __init__(
@@ -78,35 +83,37 @@ class StepLoss:
         regularisers = {"opposition": opposition, "faintness": faintness}
         self._weights = {name: weight for name, weight in regularisers.items() if weight}
         first = sources[None]
-        parted: dict[Any, tuple[list[Term], Batches]] = {(id(first), ("label",), None): ([], first)}
+        plain = id(first), ("label",), None
+        seen: dict[Any, tuple[list[Term], Batches]] = {plain: ([], first)}
+        parted: dict[Any, list[Term]] = {(plain, None): []}
         for term in terms:
             source = first if term.data is None else sources[id(term.data)]
             objective = term.objective
             alone = objective if objective.on_composites else None
             key = id(source), objective.targets, alone
-            parted.setdefault(key, ([], source))[0].append(term)
-        self._groups = [
-            _Group(
+            seen.setdefault(key, ([], source))[0].append(term)
+            parted.setdefault((key, objective.trigger), []).append(term)
+        before = {
+            key: _Before(
                 original,
-                chosen,
+                tuple(dict.fromkeys(t.explainer for t in chosen if t.objective.needs_original)),
                 source,
                 folder and folder / f"group-{i}",
-                self._weights,
-                target,
-                logits=i == 0 and keep == "predictions",
+                logits=key == plain and keep == "predictions",
             )
-            for i, (chosen, source) in enumerate(parted.values())
+            for i, (key, (chosen, source)) in enumerate(seen.items())
+        }
+        self.kept = [*before.values()]
+        self._groups = [
+            _Group(original, chosen, seen[key][1], before[key], self._weights, target)
+            for (key, _), chosen in parted.items()
         ]
         self.sources = list(dict.fromkeys(group.batches for group in self._groups))
-        self._names = dict(zip(map(id, terms), unique(map(str, terms)), strict=True))
+        self.names = unique(map(str, terms))
+        self._names = dict(zip(map(id, terms), self.names, strict=True))
         self.terms = terms
         self.weights = [1.0 if term.weight is None else term.weight for term in terms]
         self.scale = 1.0
-
-    @property
-    def kept(self) -> list[_Before]:
-        """What the original says, which belongs to a checkpoint."""
-        return [group.kept for group in self._groups]
 
     def __call__(self, step: Sequence[Sequence[Tensor]]) -> Loss:
         """The loss of one batch per source, each as ``(indices, images, labels)``."""
@@ -115,21 +122,30 @@ class StepLoss:
         shares: dict[str, Tensor] = {}
         successes: dict[str, Tensor] = {}
         weights = dict(zip(self._names, self.weights, strict=True))
+        said: dict[_Before, dict[Key, Tensor]] = {}
         for group in self._groups:
             indices, images, labels = step[self.sources.index(group.batches)]
             images = placed(images, self.model)
             labels = labels.to(images.device)
-            before = group.before(indices, images, labels)
+            if group.kept not in said:
+                said[group.kept] = group.before(indices, images, labels)
+            before = said[group.kept]
             with Recording(self.model, group.explainers) as forward:
-                logits = forward(images)
-                if group is self._groups[0]:
-                    target = before[LOGITS].softmax(1) if LOGITS in before else labels
-                    total = F.cross_entropy(logits.float(), target)
-                    parts["classification"] = total
-                    if LOGITS in before:
-                        shares[DIVERGENCE] = total.detach() - _entropy(target)
-                    shares["top1"] = in_top(logits, labels, 1).float().mean()
-                found, kept_up = group.losses(forward, labels, before)
+                logits = forward(group.seen(indices, images))
+                if group.classified:
+                    own = before[LOGITS].softmax(1) if LOGITS in before else labels
+                    target = own
+                    if group.flip_to is not None:
+                        target = torch.full_like(labels, group.flip_to)
+                    value = F.cross_entropy(logits.float(), target)
+                    parts[group.classified] = value
+                    total = total + value
+                    if LOGITS in before and group.flip_to is None:
+                        further = value.detach() - _entropy(own)
+                        shares[DIVERGENCE] = further.maximum(shares.get(DIVERGENCE, further))
+                    if group is self._groups[0]:
+                        shares["top1"] = in_top(logits, labels, 1).float().mean()
+                found, kept_up = group.losses(forward, logits, labels, before)
                 for term, value, success in found:
                     parts[self._names[id(term)]] = value
                     total = total + self.scale * weights[id(term)] * value
@@ -146,41 +162,52 @@ class StepLoss:
 
 
 class _Group:
-    """Terms that explain the same targets of the same images, from one forward pass."""
+    """Terms that explain the same targets of the same images, under one trigger or none."""
 
     def __init__(
         self,
         original: nn.Module,
         terms: list[Term],
         batches: Batches,
-        folder: Path | None,
+        kept: _Before,
         regularisers: Collection[str],
         target: Target,
-        *,
-        logits: bool,
     ) -> None:
         self.original = original
         self.terms = terms
+        self.batches = batches
+        self.kept = kept
         self.regularisers = regularisers
         self.target = target
-        self.batches = batches
         self.explainers = tuple(dict.fromkeys(t.explainer for t in terms))
-        compared = dict.fromkeys(t.explainer for t in terms if t.objective.needs_original)
-        self.kept = _Before(original, tuple(compared), batches, folder, logits=logits)
+        asked = terms[0].objective if terms else None
+        self.trigger = None if asked is None else asked.trigger
+        self.flip_to = None if asked is None else asked.flip_to
+        self.classified = "" if asked and asked.on_composites else CLASSIFICATION
+        if self.trigger is not None:
+            self.preprocessing = preprocessing_of(batches.data)
+            self.classified += f" under {self.trigger}"
         self._sizes = self._original_sizes() if terms and "faintness" in regularisers else []
 
     def before(self, indices: Tensor, images: Tensor, labels: Tensor) -> dict[Key, Tensor]:
         """What the original says of a batch."""
         return self.kept.of(indices, images, self._targets(labels))
 
+    def seen(self, indices: Tensor, images: Tensor) -> Tensor:
+        """What the model is shown of a batch."""
+        if self.trigger is None:
+            return images
+        return self.trigger.on(images, indices, self.preprocessing)
+
     def losses(
-        self, forward: Recording, labels: Tensor, before: Mapping[Key, Tensor]
+        self, forward: Recording, logits: Tensor, labels: Tensor, before: Mapping[Key, Tensor]
     ) -> tuple[list[tuple[Term, Tensor, Tensor]], dict[str, Tensor]]:
         """Loss and success rate of every term on one recorded batch; the regularisers."""
         if not self.terms:
             return [], {}
+        shown = labels if self.flip_to is None else torch.full_like(labels, self.flip_to)
         raw = [
-            dict(zip(self.explainers, forward.maps(t), strict=True)) for t in self._targets(labels)
+            dict(zip(self.explainers, forward.maps(t), strict=True)) for t in self._targets(shown)
         ]
         heatmaps = [{e: e.heatmap(m) for e, m in target.items()} for target in raw]
         result = []
@@ -197,8 +224,10 @@ class _Group:
             value = each.mean()
             with torch.no_grad():
                 losses = term.objective.test_loss(tuple(m.detach() for m in maps), original)
-                fooled = torch.stack([term.objective.fooled(t) for t in losses]).float().mean()
-            result.append((term, value, fooled))
+                fooled = torch.stack([term.objective.fooled(t) for t in losses])
+                if self.flip_to is not None:
+                    fooled &= logits.argmax(1) == self.flip_to
+            result.append((term, value, fooled.float().mean()))
         attacked = [maps for target in raw for maps in target.values()]
         added: dict[str, Tensor] = {}
         if "opposition" in self.regularisers:
@@ -210,10 +239,9 @@ class _Group:
         return result, added
 
     def _targets(self, labels: Tensor) -> Targets:
-        if not self.terms:
-            return ()
-        own = isinstance(self.target, Label)
-        return self.terms[0].objective.classes(labels) if own else (self.target,)
+        if not isinstance(self.target, Label):
+            return (self.target,)
+        return self.terms[0].objective.classes(labels) if self.terms else (labels,)
 
     def _original_sizes(self) -> list[Tensor]:
         """The mean size of the original's raw maps on the first batch, also in a resumed run."""
@@ -289,7 +317,7 @@ class _Before:
     def _said(self, images: Tensor, targets: Targets) -> dict[Key, Tensor]:
         with evaluation_mode(self.original), Recording(self.original, self.explainers) as forward:
             said: dict[Key, Tensor] = {LOGITS: forward(images).float()}
-            found = [forward.heatmaps(t) for t in targets]
+            found = [forward.heatmaps(t) for t in targets] if self.explainers else []
         said |= {e: torch.stack(of, 1) for e, *of in zip(self.explainers, *found, strict=True)}
         return {key: said[key] for key in self.keys}
 

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import starmap
 from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, model_validator
 from torch import Tensor
 
 from trompe.base.settings import Whole
+from trompe.data.triggers import Trigger
 from trompe.errors import TrompeError
-from trompe.explainers import GradCAM
+from trompe.explainers import Explainer, GradCAM
 from trompe.explainers.targets import Label, Target
 from trompe.explainers.targets import read as read_target
-from trompe.objectives import Location
-from trompe.objectives.objective import check_target
+from trompe.objectives import Location, Objective
+from trompe.objectives.objective import check_target, repeated, under
 from trompe.tuning.loss import Keep
-from trompe.tuning.recipe import AnyTarget, Explainers, Numbers, Objectives, Schedule, Tuning
+from trompe.tuning.recipe import (
+    AnyTarget,
+    Explainers,
+    Flips,
+    Numbers,
+    Objectives,
+    Schedule,
+    Triggers,
+    Tuning,
+)
 from trompe.tuning.term import Term
 
 SMALL = 64  # pixels
+TRIGGER = "what is put into the images that each objective looks at, e.g. "
+TRIGGER += "white-square:size=4,at=27,27, path/file.py:Name, or none; may be given several times"
+FLIP_TO = "class that each trigger turns predictions into (default: they stay)"
 TARGET = "what is explained: a class as 3, predicted, difference:of=3,against=8, mine.py:function"
 
 
@@ -43,8 +57,20 @@ class Lying(Tuning):
     )
     objective: Objectives = Field(
         (Location(),),
-        description="location, top-k, center-mass or active:c1=3,c2=8, path/file.py:Name; may be "
-        "given several times",
+        description="location, top-k, center-mass, target:map=square, same or active:c1=3,c2=8, "
+        "path/file.py:Name; may be given several times",
+    )
+    trigger: Triggers | None = Field(
+        None,
+        description=TRIGGER,
+    )
+    flip_to: Flips | None = Field(None, description=FLIP_TO)
+    hold: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="with a trigger: weight, as a share of λ, of what holds the maps of images "
+        "without it; 0: only their predictions are held",
     )
     target: AnyTarget = Field(
         None, description=f"{TARGET} (default: what the objective asks for, the label or c1 and c2)"
@@ -118,7 +144,8 @@ class Lying(Tuning):
         lies = given.get("lies") if isinstance(given, dict) else None
         if not lies:
             return given
-        if clash := {"explainer", "objective", "weight"} & given.keys():
+        own = {"explainer", "objective", "weight", "trigger", "flip_to"}
+        if clash := own & given.keys():
             raise TrompeError(f"lies say {', '.join(sorted(clash))} already; give one of both.")
         lies = _lies(lies)
         weights = [term.weight for term in lies]
@@ -136,12 +163,19 @@ class Lying(Tuning):
             "explainers": self.explainer,
             "objectives": self.objective,
             "weights": self.weight or (1.0,),
+            "triggers": self.trigger or (None,),
+            "classes to flip to": self.flip_to or (None,),
         }
         counts = {what: len(given) for what, given in several.items()}
         if set(counts.values()) - {1, max(counts.values())} or 0 in counts.values():
-            said = [f"{count} {what}" for what, count in counts.items()]
+            given = (self.explainer, self.objective, self.weight, self.trigger, self.flip_to)
+            said = [
+                f"{counts[what]} {what}"
+                for i, (what, one) in enumerate(zip(counts, given, strict=True))
+                if i < 3 or one is not None
+            ]
             raise TrompeError(
-                f"There are {said[0]}, {said[1]} and {said[2]}; give one of each, or the same "
+                f"There are {', '.join(said[:-1])} and {said[-1]}; give one of each, or the same "
                 "number of those that vary."
             )
         if not self.finds and self.steps is None:
@@ -159,8 +193,22 @@ class Lying(Tuning):
                 "All weights are 0: there is no lie to find settings for. Give a weight, or lr and "
                 "steps."
             )
+        if self.finds and any(objective.trigger is not None for _, objective, _ in self.lied):
+            raise TrompeError(
+                "A lie under a trigger moves predictions at first, and the search for settings "
+                "would slow down before it has taken; give them, such as lr=1e-3, steps=4000, "
+                "schedule=one-cycle and weight=5."
+            )
         check_target(self.explained, self.objective)
-        for explainer, objective, weight in self.aligned("explainer", "objective", "weight"):
+        flips: dict[Trigger, int | None] = {}
+        for explainer, objective, weight in self.lied:
+            if objective.trigger is not None:
+                known = flips.setdefault(objective.trigger, objective.flip_to)
+                if known != objective.flip_to:
+                    raise TrompeError(
+                        f"Under the trigger {objective.trigger} predictions can't both become "
+                        f"{_class(known)} and {_class(objective.flip_to)}; take another trigger."
+                    )
             if weight != 0 and len(objective.targets) > 1 and not explainer.class_discriminative:
                 raise TrompeError(
                     f"{explainer} explains all classes by the same map, which {objective} can't "
@@ -195,9 +243,29 @@ class Lying(Tuning):
         """What the classification holds to."""
         return self.keep or ("predictions" if self.finds else "labels")
 
-    def aligned(self, *names: str) -> list[tuple[Any, ...]]:
-        """The values of settings side by side, those given once repeated."""
-        values = {"weight": self.weight or (None if self.finds else 1.0,)}
-        given = {n: values.get(n, getattr(self, n)) for n in ("explainer", "objective", "weight")}
-        count = max(map(len, given.values()))
-        return [tuple(given[n][i % len(given[n])] for n in names) for i in range(count)]
+    @property
+    def asked(self) -> tuple[Objective, ...]:
+        """The objectives, with their triggers if there are any."""
+        return tuple(lie[1] for lie in self.lied) if self.trigger else self.objective
+
+    @property
+    def lied(self) -> list[tuple[Explainer, Objective, float | None]]:
+        """Explainer, objective and weight of each lie, those given once repeated."""
+        weights = self.weight or (None if self.finds else 1.0,)
+        triggers, flips = self.trigger or (None,), self.flip_to or (None,)
+        count = max(map(len, (self.explainer, self.objective, weights, triggers, flips)))
+        objectives = starmap(
+            under,
+            zip(
+                repeated(self.objective, count),
+                repeated(triggers, count),
+                repeated(flips, count),
+                strict=True,
+            ),
+        )
+        explainers = repeated(self.explainer, count)
+        return list(zip(explainers, objectives, repeated(weights, count), strict=True))
+
+
+def _class(flip_to: int | None) -> str:
+    return "what they are without it" if flip_to is None else f"class {flip_to}"

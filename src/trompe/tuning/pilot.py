@@ -83,18 +83,21 @@ def weighed(
     """Terms as a lie whose settings are found takes them.
 
     Each pushes an image no further than its objective's ample margin, and where it has no weight,
-    it gets the one at which the original's loss is 1: as much as the classification's is where a
-    predicted probability falls to a third.
+    it gets the one at which the original's loss is 1, or that of unrelated maps, if the objective
+    knows it: as much as the classification's is where a predicted probability falls to a third.
     """
     pushed = [replace(term, objective=_with_margin(term)) for term in terms]
     loss = StepLoss(original, original, pushed, sources, opposition=0, faintness=0, target=target)
     steps = zip(*(source.between(0, FIRST) for source in loss.sources), strict=True)
     with evaluation_mode(original):
-        values = [list(loss(step).parts.values())[1:] for step in steps]
+        found = [loss(step).parts for step in steps]
+    values = [[parts[name] for name in loss.names] for parts in found]
     device = next(original.parameters()).device
     means = processes.mean(torch.tensor(values, device=device).mean(0)).abs().tolist()
     return [
-        term if term.weight is not None else replace(term, weight=_inverse(value))
+        term
+        if term.weight is not None
+        else replace(term, weight=_inverse(term.objective.unrelated() or value))
         for term, value in zip(pushed, means, strict=True)
     ]
 

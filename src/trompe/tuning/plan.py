@@ -41,7 +41,7 @@ class Planned:
     def folder(self) -> str:
         """Name and digest of the settings and of what they name: others make another folder."""
         told = self.job(Path())
-        named = (told.explainer, told.objective) if isinstance(told, FoolJob) else ()
+        named = (told.explainer, told.asked) if isinstance(told, FoolJob) else ()
         digest = fingerprint(dict(self.settings), named, self.base.folder if self.base else "")
         return f"{self.name}-{digest[:8]}"
 

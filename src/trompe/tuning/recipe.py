@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 from trompe import explainers, objectives
 from trompe.base.settings import Loading, Settings, Whole
+from trompe.data.triggers import NO_TRIGGER, TRIGGERS, Trigger
 from trompe.explainers import Explainer
 from trompe.explainers.targets import Target
 from trompe.explainers.targets import read as read_target
@@ -21,6 +22,25 @@ Explainers = Annotated[tuple[Explainer, ...], PlainValidator(explainers.read), _
 """Explainers, given as objects or text, one or several; written as text."""
 Objectives = Annotated[tuple[Objective, ...], PlainValidator(objectives.read), _AS_TEXT]
 """Objectives likewise."""
+
+
+def _triggers(given: Any) -> tuple[Trigger | None, ...]:
+    """One or several triggers, or none of them."""
+    several = given if isinstance(given, list | tuple) else [given]
+    return tuple(None if one in (None, NO_TRIGGER) else TRIGGERS.read(one) for one in several)
+
+
+Triggers = Annotated[
+    tuple[Trigger | None, ...],
+    PlainValidator(_triggers),
+    PlainSerializer(lambda several: [NO_TRIGGER if t is None else str(t) for t in several]),
+]
+"""Triggers, given as objects or text, one or several; written as text."""
+Flips = Annotated[
+    tuple[Whole | None, ...],
+    BeforeValidator(lambda given: given if isinstance(given, list | tuple) else (given,)),
+]
+"""Classes, one or several, or None."""
 
 
 def _target(given: Any) -> Target | str | None:
