@@ -122,7 +122,7 @@ def test_a_random_model_depends_on_the_seed_alone(name: str) -> None:
         ("timm:resnet5", "timm has no model 'resnet5' (did you mean resnet50"),
         ("timm:resnet18.nonsense", "nonsense"),
         ("nowhere.at_all:factory", "'nowhere.at_all' cannot be imported (ModuleNotFoundError"),
-        ("nowhere/at_all.py:factory", "No such file"),
+        ("nowhere/at_all.py:factory", "there is no such file"),
         (":factory", "'' cannot be imported"),
         ("model.py", "model.py:NAME"),
         (f"{UNSEEN}:unsen", "no class or function (did you mean unseen, Unseen?)"),

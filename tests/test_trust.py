@@ -58,7 +58,7 @@ from trompe.models.weights import read_weights
 from trompe.objectives import parse_objective
 from trompe.report import write_report
 from trompe.report.run import described, read_run
-from trompe.runs import contained, file_name, read_csv, write_csv
+from trompe.runs import contained, file_name, read_csv, seal, write_csv
 from trompe.tuning.loop import last_row
 from trompe.tuning.train import TrainResult
 
@@ -232,7 +232,7 @@ class TestNames:
             told = {"model": name, "num_classes": 10, "preprocessing": pixels}
             kernel = {"model_type": "vit", "attn_implementation": "evil/kernel", "image_size": 16}
             (place / "config.json").write_text(json.dumps({**kernel, "trompe": told}))
-        said = {"other": "names another folder", "transformers:": "does not fit ViT"}.get(
+        said = {"other": "a folder elsewhere", "transformers:": "does not fit ViT"}.get(
             name, f"config.json' names '{name}', whose code would be run"
         )
         for words in (("audit", folder), ("evaluate", "--model", folder, "--manipulated", weights)):
@@ -282,6 +282,7 @@ class TestPickles:
             path.unlink()
             path = path.with_name("pytorch_model.bin")
         torch.save({"rows": "[]", "x": Malice(mark)}, path)
+        seal(checkpoint)  # digests that a stranger writes, too
         assert last_row(tmp_path / "run", "fool") == {} or state != "custom_checkpoint_0"
         with pytest.raises(TrompeError, match=r"step-1' is refused .*nothing in it was executed"):
             fool(make("vgg"), images(), **settings)

@@ -83,7 +83,7 @@ def carry_out(
                 found += rows(cell, "published", _judged(cell, published[cell.name], out))
     table = tabled(found)
     with runs.replacing(out / TABLE) as new:
-        table.to_csv(new, index=False)
+        runs.write_csv(table, new)
     _show(table.to_dict("records"))
     console.print(f"Table: {out / TABLE}", soft_wrap=True)
     if failures:

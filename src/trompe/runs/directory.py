@@ -286,7 +286,7 @@ def _digested(directory: Path, made: Sequence[Path]) -> dict[str, str]:
 
 def seal(directory: Path) -> None:
     """Keep digests of all files of a directory in it."""
-    write_text(directory / SEAL, json.dumps(_digested(directory, [directory])))
+    write_text(directory / SEAL, json.dumps(_sealed(directory)))
 
 
 def check_sealed(directory: Path) -> None:
@@ -297,13 +297,16 @@ def check_sealed(directory: Path) -> None:
     TrompeError
         If one is damaged or is not there.
     """
-    found = _digested(directory, [directory])
-    found.pop(SEAL, None)
-    if (directory / SEAL).is_file() and _mapping(directory / SEAL) != found:
+    if (directory / SEAL).is_file() and _mapping(directory / SEAL) != _sealed(directory):
         raise TrompeError(
             f"'{directory}' is damaged: it does not hold what was written. Remove it and run the "
             "same command again."
         )
+
+
+def _sealed(directory: Path) -> dict[str, str]:
+    found = _digested(directory, [directory])
+    return {name: digest for name, digest in found.items() if name != SEAL}
 
 
 def part(directory: Path, name: str, make: Callable[[], P], load: Callable[[Path], P]) -> P:
