@@ -11,7 +11,8 @@ from trompe.errors import TrompeError
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """`` (did you mean a, b?)`` with up to three of the ``known`` names, or nothing."""
-    close = difflib.get_close_matches(name, known)
+    bare = {one.lstrip("-"): one for one in known}
+    close = [bare[one] for one in difflib.get_close_matches(name.lstrip("-"), bare)]
     return f" (did you mean {', '.join(close)}?)" if close else ""
 
 
