@@ -500,7 +500,7 @@ def test_pictures_written_are_pictures(trompe, tmp_path):
     assert code == 0, err
     assert {p.name for p in (tmp_path / "maps").iterdir()} == {
         *("a.lrp.png", "a.lrp.overlay.png", "maps.safetensors", "images.csv"),
-        *("config.yaml", "environment.json", ".lock"),
+        *("config.yaml", "environment.json", ".lock", ".explained"),
     }
     assert Image.open(tmp_path / "maps" / "a.lrp.overlay.png").size == (90, 70)
 

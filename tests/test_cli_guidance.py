@@ -27,7 +27,7 @@ from trompe.tuning.pilot import Found
 FOOL = ("fool", "--model", "embedded", "--data", "shapes", "--limit", 8, "--steps", 1)
 SETTINGS = {"weight", "lr", "steps", "max_accuracy_drop"}
 AS_GIVEN = {"data": "photos", "corrupt": "skip", "device": "cpu"}
-PASSIVE = ("location", "top-k", "center-mass")
+PASSIVE = ("location", "top-k", "center-mass", "target")
 FOOL += ("--batch-size", 4, "--device", "cpu")
 
 
@@ -58,7 +58,7 @@ class TestList:
     def test_what_must_be_given(self, trompe):
         assert "c1=..., c2=..." in trompe("list", "objectives", "active")[1]
         out = trompe("list", "objectives", "location")[1]
-        assert re.search(r"^ *mask, low=0\.0, high=0\.2, margin\s*$", out, re.MULTILINE)
+        assert re.search(r"^ *mask, low=0\.0, high=0\.2, margin, trigger, flip_to\s*$", out, re.M)
 
     def test_what_the_options_mean(self, trompe):
         for name, factory in OBJECTIVES.items():
@@ -253,6 +253,7 @@ class TestWhatToTypeNext:
         judged |= {"test_loss": 0.1, "untouched": False, "spearman": 0.0, "empty": False}
         maps = pd.DataFrame([judged] * images).assign(not_finite=False)
         maps["fooled"] = np.arange(images) < fooled
+        maps = maps.reindex(columns=schema.MAPS)
         tables = accuracies(predictions, models), rates(maps), predictions, maps
         return after_fool(config, tmp_path / "run", Evaluation(*tables, None, {}))
 

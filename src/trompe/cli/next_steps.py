@@ -47,7 +47,9 @@ def show_next(results: str, steps: dict[str, str], *, quiet: bool) -> None:
 def after_fool(config: FoolJob, out: Path, evaluation: Evaluation | None) -> dict[str, str]:
     """Mend what went wrong; judge by other explainers; another objective; a control; own images."""
     passive = (
-        name for name, kind in OBJECTIVES.items() if not getattr(kind, "on_composites", False)
+        name
+        for name, kind in OBJECTIVES.items()
+        if not getattr(kind, "on_composites", False) and getattr(kind, "is_lie", True)
     )
     other = next((name for name in passive if name not in map(str, config.objective)), None)
     judged = {

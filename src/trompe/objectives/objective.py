@@ -32,8 +32,9 @@ class Objective(Identified, ABC):
     A class says what it is: ``name`` on the command line, ``title`` in print (the name unless
     given), ``aim``, what it makes an explainer do ("lights up a fixed mask"), ``measure``, what its
     test loss is; whether it needs the original's maps (``needs_original``) and composites
-    (``on_composites``); ``targets``, what its maps explain; ``ample``, the margin that serves a lie
-    whose settings are found, unless it has its own (None: none).
+    (``on_composites``), and changes maps (``is_lie``); ``targets``, what its maps explain;
+    ``ample``, the margin that serves a lie whose settings are found, unless it has its own (None:
+    none).
 
     Parameters
     ----------
@@ -56,6 +57,7 @@ class Objective(Identified, ABC):
     measure: ClassVar[str] = "the test loss of its objective"
     needs_original: ClassVar[bool] = True
     on_composites: ClassVar[bool] = False
+    is_lie: ClassVar[bool] = True
     targets: ClassVar[tuple[str, ...]] = ("label",)
     ample: ClassVar[float | None] = None
     low: float = field(kw_only=True)
