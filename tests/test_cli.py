@@ -373,6 +373,8 @@ class TestMistakes:
             ("audit {here} --data shapes", "a folder but no finished run"),
             ("audit {file} --data shapes", "is no weights file; give a .safetensors"),
             ("evaluate --model embedded --manipulated {here}/x --data shapes", "check the path"),
+            (f"figure {'x' * 300}", "is not a run directory"),
+            (f"explain --model embedded --images {'x' * 300}", "File name too long"),
             ("list models timm:nothing*", "trompe list models 'timm:*' has all"),
             ("reproduce --set nothing=1", "choose from seed, device"),
         ],

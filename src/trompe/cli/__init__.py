@@ -27,11 +27,12 @@ def main() -> None:
         complain("Error", error)
         sys.exit(2)
     except (MemoryError, OSError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            said = "There is not enough memory; free some, or take smaller batches. What is "
+            said += "finished is kept."
+        elif isinstance(error, OSError) and error.filename is not None:
+            said = f"'{error.filename}' can't be used: {error.strerror}. Check the path."
+        else:
             raise
-        complain(
-            "Error",
-            "There is not enough memory; free some, or take smaller batches. What is finished is "
-            "kept.",
-        )
+        complain("Error", said)
         sys.exit(2)

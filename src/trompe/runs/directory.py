@@ -221,7 +221,7 @@ def environment_of(directory: Path) -> dict[str, Any]:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # also False for a name that no file can have
         raise TrompeError(
             f"{path.parent} is not a run directory: it has no {path.name}; give the directory that "
             "`trompe fool` wrote."
@@ -242,7 +242,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 def finished(directory: Path) -> list[str]:
     """The parts of a run that are done, e.g. ``["fool", "control", "evaluation"]``."""
     path = directory / STATUS
-    parts = _mapping(path).get("finished") if path.is_file() else []
+    parts = _mapping(path).get("finished") if os.path.isfile(path) else []
     if not isinstance(parts, list):
         raise TrompeError(f"{path} doesn't list what is finished; repair it or make a new run.")
     return [*map(str, parts)]
@@ -275,7 +275,7 @@ def check_intact(directory: Path, *made: Path) -> None:
 
 def _digests(directory: Path) -> dict[str, str]:
     path = directory / STATUS
-    known = _mapping(path).get("digests") if path.is_file() else None
+    known = _mapping(path).get("digests") if os.path.isfile(path) else None
     return known if isinstance(known, dict) else {}
 
 
