@@ -325,14 +325,17 @@ def inject(command: str, kind: str, folder: Path, whole: Whole, moment: random.R
         return ended(process)
     if kind == "full disk":
         disk = folder / "disk"
+        was_there = (folder / RUN).exists()
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=True)
         try:
+            if was_there:
+                (folder / RUN).mkdir()
             code = ended(started(folder, words, at_write(fill, at)))
             (disk / "filler").unlink(missing_ok=True)
             shutil.copytree(disk, folder / "copy", symlinks=True)
         finally:
             subprocess.run(["umount", disk], check=True)
-        disk.rmdir()
+        shutil.rmtree(disk)
         (folder / "copy").rename(disk)
         return code
     if kind == "file size limit":

@@ -26,6 +26,8 @@ def main() -> None:
     except TrompeError as error:
         complain("Error", error)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (MemoryError, OSError, RuntimeError) as error:
         if is_out_of_memory(error):
             said = "There is not enough memory; free some, or take smaller batches. What is "
