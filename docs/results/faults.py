@@ -30,6 +30,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import thread as pool
 from contextlib import suppress
 from functools import partial
 from itertools import product
@@ -544,6 +545,8 @@ def warm_up() -> None:
     fork = multiprocessing.get_context("fork")
     fork.set_forkserver_preload = lambda names: None  # type: ignore[attr-defined,assignment]
     runner.multiprocessing.get_context = lambda kind: fork  # type: ignore[assignment]
+    # A cell is forked by a thread of a pool, which it would wait for at its end.
+    os.register_at_fork(after_in_child=pool._threads_queues.clear)  # type: ignore[attr-defined]
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # orphans come to this process
 
 
