@@ -142,12 +142,15 @@ def _empty(columns: Sequence[str]) -> pd.DataFrame:
 def _legend(path: Path) -> dict[str, Any]:
     found = _read(path, lambda p: json_text.loaded(p.read_text())) if path.is_file() else {}
     read = (schema.VERSION, schema.BEFORE_TRIGGERS)
-    sound = isinstance(found, dict) and isinstance(found.get("things"), dict)
-    if not sound or found.get("version") not in read:
+    things = found.get("things") if isinstance(found, dict) else None
+    if not isinstance(things, dict) or found.get("version") not in read:
         raise TrompeError(
             f"{path.parent} was written by another version of trompe, whose tables this one does "
             "not read; evaluate the run again."
         )
+    for told in things.values():
+        if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
+            raise TrompeError(f"{path} holds other things than text; evaluate the run again.")
     return found
 
 
