@@ -280,7 +280,7 @@ def _digests(directory: Path) -> dict[str, str]:
 
 
 def _digested(directory: Path, made: Sequence[Path]) -> dict[str, str]:
-    files = [f for path in made for f in (path.rglob("*") if path.is_dir() else [path])]
+    files = [f for path in made for f in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     return {str(f.relative_to(directory)): file_digest(f) for f in files if f.is_file()}
 
 
