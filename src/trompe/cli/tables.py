@@ -18,6 +18,7 @@ from trompe.report.compare import Comparison
 from trompe.report.words import number, points, span
 
 MOST_ROWS = 12
+WIDE = 100  # columns of a terminal that shows an explainer on one line
 FIGURES: Mapping[str, Callable[[Mapping[Any, Any]], str]] = {
     "fooled": lambda row: percent(row["fsr"]),
     "95 %": lambda row: span(row["fsr_low"], row["fsr_high"]),
@@ -70,15 +71,20 @@ def show_seeds(found: OverSeeds) -> None:
 
 def _fooled(rates: pd.DataFrame, names: Sequence[str]) -> Table:
     """How often each explainer is fooled: these of `FIGURES`, the objectives as headings."""
-    explainer = Column("explainer", overflow="fold")
-    table = Table(explainer, *names, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    explainer = Column("explainer", overflow="fold", no_wrap=True)
+    table = Table(explainer, *names, box=SIMPLE_HEAD, padding=(0, int(console.width >= WIDE), 0, 0))
     for (_, target), rows in rates.groupby(["objective_id", "target"], sort=False):
         where = "" if target == "label" else f", {target}"
         table.add_row(Text(f"{rows['objective_text'].iloc[0]}{where}", "bold"))
         for row in rows.to_dict("records"):
-            name = str(row["explainer"]) + (" *" if row["attacked"] else "")
+            name = _broken(str(row["explainer"])) + (" *" if row["attacked"] else "")
             table.add_row(name, *(FIGURES[figure](row) for figure in names))
     return table
+
+
+def _broken(explainer: str) -> str:
+    """An explainer's text, with its options on a line of their own where the terminal is narrow."""
+    return explainer if console.width >= WIDE else explainer.replace(":", ":\n", 1)
 
 
 def _show_accuracy(accuracy: pd.DataFrame) -> None:
@@ -114,8 +120,8 @@ def _show_triggers(evaluation: Evaluation) -> None:
     rates = evaluation.explanations
     rows = rates[(rates["model"] == MANIPULATED) & rates["mse"].notna()]
     columns = [name for distance in DISTANCES for name in (distance, "untouched")]
-    explainer = Column("explainer", overflow="fold")
-    shown = Table(explainer, *columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    explainer = Column("explainer", overflow="fold", no_wrap=True)
+    shown = Table(explainer, *columns, box=SIMPLE_HEAD, padding=(0, 0))
     shown.title = "Distance of the maps from those asked for"
     if rows["attacked"].any():
         rows = rows[rows["attacked"]]
@@ -127,7 +133,7 @@ def _show_triggers(evaluation: Evaluation) -> None:
                 reach = row[f"{distance}_high"] - row[distance]
                 told += [f"{number(row[distance], 3)} ± {number(reach, 3)}"]
                 told += [number(row[f"untouched_{distance}"], 3)]
-            shown.add_row(Text(row["explainer"]), *told)
+            shown.add_row(Text(_broken(row["explainer"])), *told)
     console.print(shown)
     console.print(
         "agreement: with the original without the trigger; success: images of other classes that\n"
