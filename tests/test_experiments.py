@@ -364,6 +364,13 @@ class TestOrder:
             *("location-lrp-t-one", "top-k-grad-cam-one", "active-grad-cam-one"),
         ]
 
+    def test_one_objective_with_several_options_has_a_cell_of_each_name(self, tmp_path):
+        lies = {f"location:high={high}": {"grad-cam": {"one": {}}} for high in (0.1, 0.2)}
+        path = tmp_path / "grid.yaml"
+        path.write_text(yaml.safe_dump(SMALL | {"passive": {"cells": lies | {"top-k": {}}}}))
+        names = [cell.name for cell in load_grid(str(path)).chosen(["passive"], [])]
+        assert names[-2:] == ["location-high=0.1-grad-cam-one", "location-high=0.2-grad-cam-one"]
+
     def test_imagenette_begins_with_what_the_paper_could_not_fool(self):
         chosen = load_grid("imagenette", data="photos").chosen(["passive", "active"], [])
         networks = list(dict.fromkeys(cell.network for cell in chosen))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -171,8 +172,12 @@ def load_grid(
         base = trained.get(network) if command == "fool" else None
         title = layout.networks[network].title or network
         filled_in = filled(settings, words)
-        kind = objective.partition(":")[0]
-        name = f"{kind}-{explainer}-{network}" if explainer else f"{section}-{network}"
+        name = f"{section}-{network}"
+        if explainer:
+            first = objective.partition(":")[0]
+            alike = [other for other in part.cells if other.partition(":")[0] == first]
+            told = re.sub(r"[^\w.+=-]+", "-", objective) if len(alike) > 1 else first
+            name = f"{told}-{explainer}-{network}"
         asked = Cell(
             name,
             command,
