@@ -22,7 +22,6 @@ from trompe.audit.probe import make_probe
 from trompe.audit.verdict import Calibration, Rule
 from trompe.audit.weights import weight_drift
 from trompe.audit.zoo import MODELS, Member
-from trompe.base import json_text
 from trompe.data import ImageDataset, load_data
 from trompe.data.images import Images
 from trompe.data.subset import Part
@@ -135,9 +134,7 @@ def success(member: Member, root: Path) -> float:
     """Share of validation images on which the attacked explainers are fooled; NaN if honest."""
     if not member.manipulated or member.recipe is None:
         return float("nan")
-    return float(
-        json_text.loaded((member.recipe.weights(root / MODELS).parent / "success.json").read_text())
-    )
+    return float(runs.read_json(member.recipe.weights(root / MODELS).parent / "success.json"))
 
 
 def calibrated(

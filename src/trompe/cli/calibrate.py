@@ -16,7 +16,6 @@ from trompe import runs
 from trompe.audit.calibrate import calibrated, evidence_of
 from trompe.audit.verdict import Calibration
 from trompe.audit.zoo import Member, data_of, load_zoo
-from trompe.base import json_text
 from trompe.base.identity import fingerprint
 from trompe.base.progress import shown
 from trompe.cli.app import app, complain, console, examples, interruptible
@@ -74,7 +73,9 @@ def calibrate(
 def _check_data(members: Sequence[Member], out: Path) -> None:
     """Keep what the members' data is, and refuse other data of the same name."""
     path = out / "data.json"
-    known = json_text.loaded(path.read_text()) if path.exists() else {}
+    known = runs.read_json(path) if path.exists() else {}
+    if not isinstance(known, dict):
+        raise TrompeError(f"'{path}' is damaged; remove it and run the same command again.")
     for spec in data_of(members):
         found = fingerprint(load_data(spec, Preprocessing(), check=False))
         if known.setdefault(spec, found) != found:

@@ -239,6 +239,22 @@ def _mapping(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run says.
+
+    Raises
+    ------
+    TrompeError
+        If it can't be read.
+    """
+    try:
+        return json_text.loaded(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrompeError(
+            f"'{path}' is damaged ({error}); remove it and run the same command again."
+        ) from error
+
+
 def finished(directory: Path) -> list[str]:
     """The parts of a run that are done, e.g. ``["fool", "control", "evaluation"]``."""
     path = directory / STATUS
