@@ -30,6 +30,7 @@ from trompe.objectives import Location, TopK
 from trompe.report import colour_signed, figure, overlay, signed_overlay, write_report
 from trompe.report.charts import distributions, training_charts
 from trompe.report.run import read_run
+from trompe.report.sheets import uri
 from trompe.tuning.fool import fool
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}
@@ -641,6 +642,14 @@ def test_hotter_is_more_opaque():
 def test_overlay_is_bilinear_and_blends(heatmap):
     image = photographs(1, 20)[0]
     assert np.abs(overlay(image, heatmap) - blended(image, heatmap)).max() <= 3
+
+
+@pytest.mark.parametrize(("height", "kind"), [(16_383, "WEBP"), (16_384, "PNG")])
+def test_a_picture_of_any_size_fits_into_a_page(height, kind):
+    told, _, data = uri(np.full((height, 2, 3), 200, np.uint8)).partition(",")
+    picture = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert told == f"data:image/{kind.lower()};base64"
+    assert (picture.format, picture.size) == (kind, (2, height))
 
 
 def test_signed_maps_tell_for_from_against():

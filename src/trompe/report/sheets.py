@@ -18,6 +18,7 @@ from trompe.report.run import Gallery, View
 
 PHOTOGRAPHS, HEATMAPS = 2_000_000, 800_000  # bytes of all of them; a third more as base64
 LARGEST = 224  # side of a photograph
+WEBP_SIDE = 16_383  # the most pixels that a WebP may have
 SMOOTH = 56  # side of a heatmap, where there is room: printers show coarse ones as squares
 SAMPLE = 16  # photographs that tell the size of all
 EDGE = 2  # positions around a tile that repeat its border: stretching reads beyond the tile
@@ -88,8 +89,16 @@ def gradient(name: str) -> str:
 
 
 def uri(pixels: Pixels, quality: int | None = COARSE) -> str:
-    """Pixels ``[H, W, 3]`` or ``[H, W]`` as a WebP that a page can hold."""
-    return f"data:image/webp;base64,{base64.b64encode(_webp(pixels, quality)).decode()}"
+    """Pixels ``[H, W, 3]`` or ``[H, W]`` as a WebP, or PNG if too large, that a page can hold."""
+    if max(pixels.shape[:2]) <= WEBP_SIDE:
+        return _uri("webp", _webp(pixels, quality))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return _uri("png", buffer.getvalue())
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _columns(count: int) -> int:
