@@ -126,7 +126,7 @@ def run_cell(cell: Planned, root: Path, main: Main, threads: int = 1) -> str | N
     )
     process.start()
     process.join()
-    if process.exitcode == 0:
+    if process.exitcode == 0 or is_finished(cell, root):  # what ends badly after it has not failed
         return None
     said = log.read_text().strip().splitlines() if log.exists() else []
     return said[-1] if said else f"the process ended with code {process.exitcode}"
