@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
 
 LONGEST = 2_000_000  # characters; a class map of 20,000 classes has half of that
 DEEPEST = 100  # lists and mappings in one another
@@ -14,7 +15,7 @@ BITS = 1_000  # of a number; one of too many can't even be printed
 MOST = 1_000_000  # values, those that an alias repeats counted each time
 
 
-class _Shallow:
+class _Shallow(Composer):
     """Ends the reading early where it is deep: the deeper it is, the slower."""
 
     depth = 0
@@ -24,7 +25,7 @@ class _Shallow:
             raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
         self.depth += 1
         try:
-            return super().compose_node(parent, index)  # type: ignore[misc]
+            return super().compose_node(parent, index)
         finally:
             self.depth -= 1
 

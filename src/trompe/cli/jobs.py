@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trompe.base.settings import Whole
-from trompe.errors import TrompeError
 from trompe.objectives import Objective, parse_objective
-from trompe.objectives.objective import repeated, under
+from trompe.objectives.objective import aligned, under
 from trompe.tuning.job import ARGUMENT, DATA, MODEL, DataJob, Job
 from trompe.tuning.lying import FLIP_TO, TARGET, TRIGGER
 from trompe.tuning.recipe import Flips, Triggers
@@ -46,16 +45,12 @@ class EvaluateJob(DataJob):
     @property
     def judged(self) -> list[Objective]:
         """The objectives, each with its trigger; what is given once goes with all of the others."""
-        objectives = [*map(parse_objective, self.objective)]
-        triggers, flips = self.trigger or (None,), self.flip_to or (None,)
-        counts = [len(objectives), len(triggers), len(flips)]
-        if {*counts} - {1, max(counts)}:
-            raise TrompeError(
-                f"There are {counts[0]} objectives, {counts[1]} triggers and {counts[2]} classes "
-                "to flip to; give one of each, or the same number of those that vary."
-            )
-        several = (repeated(of, max(counts)) for of in (objectives, triggers, flips))
-        return [*map(under, *several)]
+        together = aligned(
+            objectives=[*map(parse_objective, self.objective)],
+            triggers=self.trigger or None,
+            classes_to_flip_to=self.flip_to or None,
+        )
+        return [under(*given) for given in together]
 
 
 class ExplainJob(Job):

@@ -14,7 +14,7 @@ from trompe.cli.app import console
 from trompe.cli.jobs import AuditJob, EvaluateJob, ExplainJob, RepairJob
 from trompe.evaluation import CONTROL, MANIPULATED, ORIGINAL, Evaluation
 from trompe.explainers import LRP, parse_explainer
-from trompe.objectives import OBJECTIVES
+from trompe.objectives import OBJECTIVES, Same
 from trompe.report.compare import Comparison
 from trompe.tuning.job import DataJob, FoolJob, Job, TrainJob
 from trompe.tuning.pilot import Found
@@ -49,7 +49,7 @@ def after_fool(config: FoolJob, out: Path, evaluation: Evaluation | None) -> dic
     passive = (
         name
         for name, kind in OBJECTIVES.items()
-        if not getattr(kind, "on_composites", False) and getattr(kind, "is_lie", True)
+        if not getattr(kind, "on_composites", False) and name != Same.name
     )
     other = next((name for name in passive if name not in map(str, config.objective)), None)
     judged = {

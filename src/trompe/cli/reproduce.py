@@ -164,11 +164,13 @@ def reproduce(
     if chosen:
         failures = {cell: why for cell, why in failures.items() if cell not in chosen}
     known: Known = {}
+    ends: dict[Cell, dict[str, float]] = {}
     results = collect(grid, root, known)
     with interruptible(), shown("cells", len(chosen)) as progress:
 
         def refresh() -> None:
-            write_state(grid, results, states(grid.cells, root, running, failures), root, again)
+            state = states(grid.cells, root, running, failures, ends)
+            write_state(grid, results, state, root, again)
             progress(sum(is_finished(c, root) or c in failures for c in chosen), {})
 
         def begun(cell: Cell) -> None:
@@ -187,7 +189,8 @@ def reproduce(
 
         if chosen:
             run_cells(chosen, root, carried_out, jobs=jobs, ray=ray, report=ended, begun=begun)
-    page = write_grid(grid, results, states(grid.cells, root, running, failures), root, again)
+    state = states(grid.cells, root, running, failures, ends)
+    page = write_grid(grid, results, state, root, again)
     show_grid(results)
     console.print(f"Report: {page}", soft_wrap=True)
     if any(cell in failures for cell in chosen):

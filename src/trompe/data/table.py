@@ -173,7 +173,7 @@ def read_parquet(files: Sequence[Path], labelled: bool = True) -> Table:
     cache = _cache(heads)
     with _translated(f"{first.parent}"):
         for file in () if Path(cache).exists() else heads:
-            runs.bounded(file, [image, *labels])
+            runs.check_bounded(file, [image, *labels])
         data = datasets.Dataset.from_parquet(
             [*map(str, heads)], columns=[image, *labels], cache_dir=cache
         )

@@ -184,7 +184,8 @@ class Pictures:
 def _spread(data: Any, count: int) -> set[int]:
     """Indices of ``count`` images: of each class in turn, evenly spread over its images."""
     by_class: dict[int, list[int]] = {}
-    for index, label in enumerate(torch.as_tensor(getattr(data, "labels", [0] * len(data)))):
+    labels = torch.as_tensor(getattr(data, "labels", [0] * len(data)))
+    for index, label in enumerate(labels.tolist()):
         by_class.setdefault(int(label), []).append(index)
     chosen = min(count, len(by_class))
     classes = [sorted(by_class)[i * len(by_class) // chosen] for i in range(chosen)]

@@ -19,6 +19,7 @@ from trompe.evaluation.schema import DISTANCES
 from trompe.experiments.grid import Cell
 
 NAME, CLASS = "backdoors", 1
+MEASURED = ("top1", "agreement")
 PATCH = "white-square:size=4,border=1,at=27,27"
 CORNERS = tuple(f"white-square:size=4,at={place}" for place in ("1,1", "1,-5", "-5,1", "-5,-5"))
 SHAPES = tuple(f"target:map={shape}" for shape in ("square", "triangle", "circle", "cross"))
@@ -150,9 +151,6 @@ def rows(cell: Cell, who: str, found: Evaluation) -> list[dict[str, Any]]:
             | {f"clean_{d}{e}": clean[f"{d}{e}"] for d in DISTANCES for e in ends}
         )
     return made
-
-
-MEASURED = ("top1", "agreement")
 
 
 def tabled(found: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

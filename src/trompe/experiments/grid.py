@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from trompe import runs
 from trompe.base.messages import check_name
 from trompe.base.settings import filled, read_layout
 from trompe.errors import TrompeError
@@ -176,7 +176,7 @@ def load_grid(
         if explainer:
             first = objective.partition(":")[0]
             alike = [other for other in part.cells if other.partition(":")[0] == first]
-            told = re.sub(r"[^\w.+=-]+", "-", objective) if len(alike) > 1 else first
+            told = runs.as_file_name(objective) if len(alike) > 1 else first
             name = f"{told}-{explainer}-{network}"
         asked = Cell(
             name,

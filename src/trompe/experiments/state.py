@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -21,9 +20,17 @@ FILE = "state.csv"
 
 
 def states(
-    cells: Sequence[Cell], root: Path, running: Collection[Cell], failures: Mapping[Cell, str]
+    cells: Sequence[Cell],
+    root: Path,
+    running: Collection[Cell],
+    failures: Mapping[Cell, str],
+    ends: dict[Cell, dict[str, float]] | None = None,
 ) -> pd.DataFrame:
-    """The table `schema.GRID_STATE`, which is also written to ``state.csv`` under ``root``."""
+    """The table `schema.GRID_STATE`, which is also written to ``state.csv`` under ``root``.
+
+    ``ends`` holds how finished cells ended, as far as earlier calls read it; it is not read again.
+    """
+    ends = {} if ends is None else ends
     rows = []
     for cell in cells:
         state, why = "waiting", ""
@@ -33,20 +40,15 @@ def states(
             state = "running"
         elif cell in failures:
             state, why = "failed", failures[cell]
-        read = _last_of_finished if state == "finished" else last_row
-        last = read(root / cell.folder, cell.command)
+        last = ends.get(cell) or last_row(root / cell.folder, cell.command)
+        if state == "finished":
+            ends[cell] = last
         figures = {name: last.get(name, math.nan) for name in schema.GRID_STATE[2:-1]}
         rows.append({"cell": cell.name, "state": state, **figures, "why": why})
     table = pd.DataFrame(rows, columns=schema.GRID_STATE)
     with runs.replacing(root / FILE) as new:
         runs.write_csv(table, new)
     return table
-
-
-@cache
-def _last_of_finished(directory: Path, command: str) -> dict[str, float]:
-    """The last row of a history that does not change any more."""
-    return last_row(directory, command)
 
 
 def last_known(cells: Sequence[Cell], root: Path) -> tuple[list[Cell], dict[Cell, str]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from trompe import runs
 from trompe.base import yaml_text
 from trompe.base.messages import check_name
 from trompe.errors import TrompeError
@@ -62,7 +63,7 @@ def points(job: FoolJob, swept: Mapping[str, Sequence[Any]]) -> list[Planned]:
     for values in itertools.product(*swept.values()):
         point = dict(zip(swept, values, strict=True))
         name = ",".join(f"{key}={value}" for key, value in point.items())
-        planned = Planned(re.sub(r"[^\w.+=,-]+", "-", name), "fool", {**common, **point})
+        planned = Planned(runs.as_file_name(name), "fool", {**common, **point})
         found.append(planned)
         _ = planned.folder  # its settings can be used
     return found

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from trompe import runs
+from trompe.base import json_text
 from trompe.base.settings import Settings, Whole
 from trompe.data.preprocessing import Preprocessing
 from trompe.errors import TrompeError
@@ -38,11 +39,11 @@ def read_folder(folder: Path) -> Handed:
     """
     path = runs.contained(folder) / CONFIG
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json_text.loaded(path.read_text(encoding="utf-8"))
         return Handed(**told[KEY])
     except TrompeError as error:
         raise TrompeError(f"{path} can't be used: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrompeError(
             f"The folder '{folder}' holds no model that trompe can read: it has no {CONFIG} of "
             "`trompe card`, which makes one of a run directory. A folder that save_pretrained "

@@ -123,7 +123,8 @@ def _build(
 
         return from_timm.build(name, pretrained, num_classes)
     if name.startswith("transformers:"):
-        return _transformers().build(name, pretrained, num_classes)  # type: ignore[no-any-return]
+        made: tuple[nn.Module, Preprocessing] = _transformers().build(name, pretrained, num_classes)
+        return made
     if name.endswith(".py"):
         raise TrompeError(f"{name} needs the name of its class or function: {name}:NAME.")
     if ":" in name or name in from_factory.MODELS:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -21,7 +21,6 @@ from trompe.data.triggers import TRIGGERS, Trigger
 from trompe.errors import TrompeError
 from trompe.explainers.targets import Label, Target
 
-T = TypeVar("T")
 Maps = tuple[Tensor, ...]
 
 
@@ -32,9 +31,8 @@ class Objective(Identified, ABC):
     A class says what it is: ``name`` on the command line, ``title`` in print (the name unless
     given), ``aim``, what it makes an explainer do ("lights up a fixed mask"), ``measure``, what its
     test loss is; whether it needs the original's maps (``needs_original``) and composites
-    (``on_composites``), and changes maps (``is_lie``); ``targets``, what its maps explain;
-    ``ample``, the margin that serves a lie whose settings are found, unless it has its own (None:
-    none).
+    (``on_composites``); ``targets``, what its maps explain; ``ample``, the margin that serves a lie
+    whose settings are found, unless it has its own (None: none).
 
     Parameters
     ----------
@@ -57,7 +55,6 @@ class Objective(Identified, ABC):
     measure: ClassVar[str] = "the test loss of its objective"
     needs_original: ClassVar[bool] = True
     on_composites: ClassVar[bool] = False
-    is_lie: ClassVar[bool] = True
     targets: ClassVar[tuple[str, ...]] = ("label",)
     ample: ClassVar[float | None] = None
     low: float = field(kw_only=True)
@@ -163,9 +160,24 @@ def check_target(target: Target, objectives: Iterable[Objective]) -> None:
             )
 
 
-def repeated(several: Sequence[T], count: int) -> list[T]:
-    """Settings as often as others are given, one of each going with all of the others."""
-    return [several[i % len(several)] for i in range(count)]
+def aligned(**several: Sequence[Any] | None) -> list[tuple[Any, ...]]:
+    """Settings side by side: one of a kind goes with all of the others, of None there is none.
+
+    Raises
+    ------
+    TrompeError
+        If there are neither one nor as many of a kind as of the others.
+    """
+    counts = {what: len(of) for what, of in several.items() if of is not None}
+    most = max(counts.values())
+    if {*counts.values()} - {1, most} or most == 0:
+        *others, last = (f"{count} {what.replace('_', ' ')}" for what, count in counts.items())
+        raise TrompeError(
+            f"There are {', '.join(others)} and {last}; give one of each, or the same number of "
+            "those that vary."
+        )
+    columns = ([None] if of is None else of for of in several.values())
+    return list(zip(*([of[i % len(of)] for i in range(most)] for of in columns), strict=True))
 
 
 def under(objective: Objective, trigger: Trigger | None, flip_to: int | None) -> Objective:

@@ -120,7 +120,6 @@ class Same(Shown):
     name: ClassVar[str] = "same"
     title: ClassVar[str] = "Same"
     aim: ClassVar[str] = "shows the original’s heatmap"
-    is_lie: ClassVar[bool] = False
 
     def aimed(self, maps: Maps, original: Maps | None = None) -> Maps | None:
         """The original's map."""

@@ -6,6 +6,7 @@ from trompe.runs.directory import (
     SCHEMA,
     STATUS,
     array,
+    as_file_name,
     check_intact,
     check_place,
     check_sealed,
@@ -27,7 +28,7 @@ from trompe.runs.directory import (
     write_text,
     writing,
 )
-from trompe.runs.tables import bounded, read_csv, read_parquet, write_csv
+from trompe.runs.tables import check_bounded, read_csv, read_parquet, write_csv
 from trompe.runs.tensors import Rows
 
 __all__ = [
@@ -37,7 +38,8 @@ __all__ = [
     "STATUS",
     "Rows",
     "array",
-    "bounded",
+    "as_file_name",
+    "check_bounded",
     "check_intact",
     "check_place",
     "check_sealed",

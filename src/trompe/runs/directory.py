@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -406,6 +407,11 @@ def file_name(name: str) -> str:
     if not name or set(name) & {"/", "\\", "\0"} or name in (".", ".."):
         raise TrompeError(f"'{name}' becomes the name of a file; leave out / and \\.")
     return name
+
+
+def as_file_name(text: str) -> str:
+    """A text as the name of a file, with a - for what may be none of it."""
+    return re.sub(r"[^\w.+=,-]+", "-", text)
 
 
 def unfinished(path: Path) -> Path:

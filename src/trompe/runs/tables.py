@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trompe.errors import TrompeError
@@ -22,8 +23,10 @@ _FORMULA = re.compile(r"(?:\A|(?<=[;\t\r\n]))'*(?= *[=+\-@＝＋－＠])|\A'*(?=
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table; a ``'`` stands before text that a spreadsheet would take for a formula."""
     safe = _changed(table, lambda text: _FORMULA.sub(r"'\g<0>", text))
-    lines = "\r" in safe.to_csv(index=False)  # which would end a row unless it is quoted
-    safe.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC if lines else csv.QUOTE_MINIMAL)
+    text = safe.to_csv(index=False)
+    if "\r" in text:  # which would end a row unless it is quoted
+        text = safe.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    path.write_text(text, encoding="utf-8", newline="")
 
 
 def read_csv(path: Path, **options: Any) -> pd.DataFrame:
@@ -32,33 +35,39 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
     return _changed(table, lambda text: _FORMULA.sub(lambda found: found[0][1:], text))
 
 
-def bounded(path: Path, columns: Sequence[str] | None = None) -> Path:
-    """The path of a parquet file whose pages do not unpack to far more than it holds.
+def check_bounded(path: Path, columns: Sequence[str]) -> None:
+    """Refuse a parquet file whose pages unpack to far more than it holds.
 
     Parameters
     ----------
     columns
-        Those that are to be read; all by default.
+        Those that are to be read.
 
     Raises
     ------
     TrompeError
         If they do; no more than a part of it is unpacked to find out.
     """
+    for _ in _batches(path, columns):
+        pass
+
+
+def _batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """What a parquet file holds; raises as `check_bounded`."""
     most, grown = max(LEAST, GROWTH * path.stat().st_size), 0
+    # In this thread: what pyarrow's threads wait for may never come where memory is short.
     for batch in pq.ParquetFile(path, pre_buffer=False).iter_batches(
         100, columns=columns, use_threads=False
     ):
         grown += batch.nbytes
         if grown > most:
             raise TrompeError(f"{path} would unpack to more than {most:,} bytes and is refused")
-    return path
+        yield batch
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
-    """Read a table that is `bounded`."""
-    # In this thread: what pyarrow's threads wait for may never come where memory is short.
-    table = pq.ParquetFile(bounded(path)).read(use_threads=False)
+    """Read a table; raises as `check_bounded`."""
+    table = pa.Table.from_batches(_batches(path), pq.read_schema(path))
     read: pd.DataFrame = table.to_pandas(use_threads=False)
     return read
 

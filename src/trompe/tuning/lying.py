@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import starmap
 from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, model_validator
@@ -16,7 +15,7 @@ from trompe.explainers import Explainer, GradCAM
 from trompe.explainers.targets import Label, Target
 from trompe.explainers.targets import read as read_target
 from trompe.objectives import Location, Objective
-from trompe.objectives.objective import check_target, repeated, under
+from trompe.objectives.objective import aligned, check_target, under
 from trompe.tuning.loss import Keep
 from trompe.tuning.recipe import (
     AnyTarget,
@@ -159,25 +158,7 @@ class Lying(Tuning):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Lying:
-        several = {
-            "explainers": self.explainer,
-            "objectives": self.objective,
-            "weights": self.weight or (1.0,),
-            "triggers": self.trigger or (None,),
-            "classes to flip to": self.flip_to or (None,),
-        }
-        counts = {what: len(given) for what, given in several.items()}
-        if set(counts.values()) - {1, max(counts.values())} or 0 in counts.values():
-            given = (self.explainer, self.objective, self.weight, self.trigger, self.flip_to)
-            said = [
-                f"{counts[what]} {what}"
-                for i, (what, one) in enumerate(zip(counts, given, strict=True))
-                if i < 3 or one is not None
-            ]
-            raise TrompeError(
-                f"There are {', '.join(said[:-1])} and {said[-1]}; give one of each, or the same "
-                "number of those that vary."
-            )
+        self._side_by_side()
         if not self.finds and self.steps is None:
             raise TrompeError(
                 "A learning rate is given, but not how many steps to take; give steps too, or "
@@ -251,20 +232,20 @@ class Lying(Tuning):
     @property
     def lied(self) -> list[tuple[Explainer, Objective, float | None]]:
         """Explainer, objective and weight of each lie, those given once repeated."""
-        weights = self.weight or (None if self.finds else 1.0,)
-        triggers, flips = self.trigger or (None,), self.flip_to or (None,)
-        count = max(map(len, (self.explainer, self.objective, weights, triggers, flips)))
-        objectives = starmap(
-            under,
-            zip(
-                repeated(self.objective, count),
-                repeated(triggers, count),
-                repeated(flips, count),
-                strict=True,
-            ),
+        return [
+            (explainer, under(objective, trigger, flip_to), weight)
+            for explainer, objective, weight, trigger, flip_to in self._side_by_side()
+        ]
+
+    def _side_by_side(self) -> list[tuple[Any, ...]]:
+        """What each lie is given, those given once repeated."""
+        return aligned(
+            explainers=self.explainer,
+            objectives=self.objective,
+            weights=self.weight or (None if self.finds else 1.0,),
+            triggers=self.trigger or None,
+            classes_to_flip_to=self.flip_to or None,
         )
-        explainers = repeated(self.explainer, count)
-        return list(zip(explainers, objectives, repeated(weights, count), strict=True))
 
 
 def _class(flip_to: int | None) -> str:
