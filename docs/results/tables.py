@@ -360,6 +360,16 @@ def _() -> Iterator[list[str]]:
         ]
 
 
+@table("load", "case | size | peak, MB | processor s")
+def _() -> Iterator[list[str]]:
+    for (case, of), rows in read("load.csv").groupby(["case", "of"], sort=False):
+        sizes, peaks, seconds = (
+            " / ".join(f"{value:,}" for value in rows[name])
+            for name in ("size", "peak_mb", "cpu_s")
+        )
+        yield [f"{case}, {of}", sizes, peaks, seconds]
+
+
 @table("lrp half precision", "LRP | bfloat16 | float16")
 def _() -> Iterator[list[str]]:
     for _, row in read("lrp-precision.csv").iterrows():
